@@ -1,0 +1,25 @@
+"""Normalizing flows as priors for inverse problems: the package beside the book *Flow Priors for Inverse Problems*.
+
+One idea runs through it: an image ``x`` is measured (:mod:`companion.measure`), a prior makes ``x`` from a latent ``z``
+(:mod:`companion.priors`), misfit and penalty add up to an energy of ``z`` (:mod:`companion.energy`), and that energy is
+minimised (:mod:`companion.recover`) or sampled (:mod:`companion.sample`).
+
+Modules load when they are first used, so that ``import companion`` stays quick.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+__all__ = ["bayes", "data", "energy", "evaluate", "experiments", "measure", "priors", "recover", "sample", "show"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return import_module(f"companion.{name}")
+    raise AttributeError(f"module 'companion' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,94 @@
+"""What every module needs: checks of arguments with one-line errors, seeded randomness, and the place of stored files.
+
+Every check returns its (possibly converted) argument, so that it can stand where the value is used.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_REPOSITORY_STORE = Path(__file__).resolve().parents[1] / "data"
+_WHEEL_STORE = Path(__file__).resolve().parent / "_stored"
+
+
+def store() -> Path:
+    """Folder of the stored checkpoints and results: ``data/`` in a checkout, ``companion/_stored`` in an installed wheel."""
+    return _WHEEL_STORE if _WHEEL_STORE.is_dir() else _REPOSITORY_STORE
+
+
+def one_of(name: str, value: object, allowed: Iterable[object]) -> object:
+    """Return `value` if it is among `allowed`; else raise ValueError naming the argument and the choices."""
+    choices = list(allowed)
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(map(str, choices)) or 'nothing yet'}")
+    return value
+
+
+def positive(name: str, value: float, *, zero: bool = False) -> float:
+    """Return a finite number > 0 (>= 0 with `zero`); else raise ValueError."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    finite = number and value == value and abs(value) != float("inf")
+    if not finite or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name}: got {value!r}; allowed: a finite number {'>= 0' if zero else '> 0'}")
+    return value
+
+
+def count(name: str, value: int, *, least: int = 1) -> int:
+    """Return an integer >= `least`; else raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: got {value!r}; allowed: a whole number >= {least}")
+    return value
+
+
+def finite(name: str, value: Tensor) -> Tensor:
+    """Return a floating-point tensor without NaN or infinity; else raise ValueError."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        given = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: got {given}; allowed: a floating-point torch.Tensor")
+    if not torch.isfinite(value).all():
+        bad = int((~torch.isfinite(value)).sum())
+        raise ValueError(f"{name}: got {bad} NaN or infinite values of {value.numel()}; allowed: finite values")
+    return value
+
+
+def batch_of(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a tensor of shape [batch, *shape] (batch >= 1); else raise ValueError with both shapes."""
+    given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor) or value.dim() != len(shape) + 1 or given[1:] != tuple(shape) or given[0] < 1:
+        raise ValueError(f"{name}: got shape {given}; allowed: [batch, {', '.join(map(str, shape))}]")
+    return value
+
+
+def images(name: str, value: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """Return images [batch, channels, height, width], finite and in [0, 1]; else raise ValueError."""
+    if not isinstance(value, Tensor) or value.dim() != 4 or value.shape[0] < 1:
+        given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: got {given}; allowed: images of shape [batch, channels, height, width]")
+    if shape is not None:
+        batch_of(name, value, shape)
+    finite(name, value)
+    low, high = float(value.min()), float(value.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"{name}: got pixels from {low:.4g} to {high:.4g}; allowed: pixels in [0, 1]")
+    return value
+
+
+def generator(seed: "int | torch.Generator | None") -> torch.Generator:
+    """CPU generator from a whole-number seed, or the CPU generator given. Without a seed, ValueError: nothing is hidden.
+
+    Numbers are always drawn on the CPU and then moved, so that CPU and GPU see the same problem.
+    """
+    if isinstance(seed, torch.Generator):
+        if seed.device.type != "cpu":
+            raise ValueError(f"seed: got a generator on {seed.device}; allowed: a CPU generator or a whole number")
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: got {seed!r}; allowed: a whole number >= 0 or a CPU torch.Generator")
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(shape: Sequence[int], seed: "int | torch.Generator", like: Tensor) -> Tensor:
+    """Standard normal draws, made on the CPU in `like`'s dtype and moved to its device."""
+    return torch.randn(*shape, generator=generator(seed), dtype=like.dtype).to(like.device)
