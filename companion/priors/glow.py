@@ -1,0 +1,87 @@
+"""Glow (Kingma & Dhariwal 2018), with flat latents z ~ N(0, I) at every level."""
+
+from companion import _support
+from companion.priors.bijections import Chain, ChannelMix, Coupling, MultiScale, Squeeze
+from companion.priors.flow import Flow
+from companion.priors.networks import ConvConditioner
+from companion.priors.pixels import PixelMap
+
+
+class Glow(Flow):
+    """Glow: `levels` times squeeze, `steps` steps of (ActNorm, 1×1 convolution, coupling) and split.
+
+    Parameters
+    ----------
+    shape
+        (channels, height, width); height and width must be divisible by 2^levels.
+    levels
+        L, number of scales. All levels, the last one too, have `steps` steps.
+    steps
+        K, steps of flow in each level.
+    width
+        Hidden channels of the conditioners.
+    coupling
+        "affine" or "additive".
+    conv1x1
+        "rotation" (learned orthogonal matrix, perfectly conditioned), "lu" or "dense" (Kingma & Dhariwal 2018, sec. 3.2).
+    pixels, bits
+        Pixel map ("uniform" or "logit") and number of bits of a pixel (8, or 5 as in Asim et al. 2020).
+    seed
+        Seed of the initial weights.
+
+    Unlike the original, the parts that the splits hand over have the fixed density N(0, I) rather than a learned one, as in
+    Asim et al. 2020: so ‖z‖² / 2 is the negative log-density of the whole latent, up to a constant.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int] = (3, 32, 32),
+        levels: int = 3,
+        steps: int = 8,
+        width: int = 128,
+        coupling: str = "affine",
+        conv1x1: str = "rotation",
+        pixels: str = "uniform",
+        bits: int = 8,
+        seed: int = 0,
+    ) -> None:
+        _support.count("levels", levels)
+        _support.count("steps", steps)
+        _support.count("width", width)
+        channels, height, wide = check_image_shape(shape, levels)
+        stages = []
+        for level in range(levels):
+            channels = 4 * channels
+            parts: list = [Squeeze()]
+            for step in range(steps):
+                own_seed = seed * 1_000_003 + level * 1_009 + step
+                moved = channels - channels // 2
+                outputs = 2 * moved if coupling == "affine" else moved
+                network = ConvConditioner(channels // 2, outputs, width, own_seed)
+                parts += [ChannelMix(channels, conv1x1, own_seed), Coupling(network, coupling)]
+            stages.append(Chain(parts))
+            channels = channels // 2
+        super().__init__((shape[0], height, wide), MultiScale((shape[0], height, wide), stages), PixelMap(pixels, bits))
+        self.config = {
+            "shape": list(shape),
+            "levels": levels,
+            "steps": steps,
+            "width": width,
+            "coupling": coupling,
+            "conv1x1": conv1x1,
+            "pixels": pixels,
+            "bits": bits,
+            "seed": seed,
+        }
+
+
+def check_image_shape(shape: tuple[int, int, int], levels: int) -> tuple[int, int, int]:
+    """Return (channels, height, width) if `levels` squeezes divide it; else raise ValueError."""
+    if len(shape) != 3 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in shape):
+        raise ValueError(f"shape: got {tuple(shape)}; allowed: (channels, height, width), whole numbers >= 1")
+    unit = 2**levels
+    if shape[1] % unit or shape[2] % unit:
+        raise ValueError(
+            f"shape: got {shape[1]}×{shape[2]} pixels with {levels} levels; allowed: height and width divisible by {unit}"
+        )
+    return shape[0], shape[1], shape[2]
