@@ -2,7 +2,7 @@
 
 One idea runs through it: an image ``x`` is measured (:mod:`companion.measure`), a prior makes ``x`` from a latent ``z``
 (:mod:`companion.priors`), misfit and penalty add up to an energy of ``z`` (:mod:`companion.energy`), and that energy is
-minimised (:mod:`companion.recover`) or sampled (:mod:`companion.sample`).
+minimised (:mod:`companion.recover`).
 
 Modules load when they are first used, so that ``import companion`` stays quick.
 """
@@ -12,7 +12,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-__all__ = ["bayes", "data", "energy", "evaluate", "experiments", "measure", "priors", "recover", "sample", "show"]
+__all__ = ["data", "energy", "evaluate", "experiments", "measure", "priors", "recover", "show"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from companion import data
+from companion.data import _decode, _photos
+
+
+def test_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    parts = [data.load("digits", split) for split in ("train", "validation", "test")]
+    grey = torch.cat([part[:] for part in parts])[:, 0].double()
+    assert (grey - torch.from_numpy(load_digits().images) / 16).abs().max() <= 0.5 / 255 + 1e-7
+    assert torch.cat([part.labels for part in parts]).tolist() == load_digits().target.tolist()
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_photos_are_varied_and_the_same_each_time(size: int) -> None:
+    for split, least in (("train", 4000), ("validation", 24), ("test", 48)):
+        first, second = data.load("photos", split, size), data.load("photos", split, size)
+        assert first.shape == (3, size, size) and len(first) >= least and first.labels is None
+        assert torch.equal(first.images, second.images)
+        deviation = first.images.double().var((2, 3), correction=0).mean(1).sqrt() / 255
+        assert deviation.min() > 0.8 * _photos.FLAT
+
+
+def test_photos_of_a_split_come_from_photographs_of_their_own() -> None:
+    groups = [{*_photos._VARIED, *_photos._UNIFORM}, {*_photos._VALIDATION}, {*_photos._TEST}]
+    assert len(set.union(*groups)) == sum(map(len, groups))
+    train, test = (
+        {crop.numpy().tobytes() for crop in data.load("photos", split).images} for split in ("train", "test")
+    )
+    assert not train & test
+
+
+def places(crop: Tensor, photograph: Tensor) -> list[tuple[int, int]]:
+    """Every place (row, column) of a crop in a photograph, by exhaustive search."""
+    windows = photograph.unfold(1, 64, 1).unfold(2, 64, 1)
+    candidates = (windows[:, :, :, 0, 0] == crop[:, None, None, 0, 0]).all(0).nonzero().tolist()
+    return [(r, c) for r, c in candidates if torch.equal(photograph[:, r : r + 64, c : c + 64], crop)]
+
+
+def test_photos_test_crops_are_spread_over_both_photographs_without_overlap() -> None:
+    crops = data.load("photos", "test", 64).images
+    photographs = [_photos._read(name) for name in ("china.jpg", "coffee.png")]
+    found = [[(k, *place) for k, photo in enumerate(photographs) for place in places(crop, photo)] for crop in crops]
+    assert all(len(where) == 1 for where in found)
+    where = torch.tensor([place for (place,) in found])
+    distance = (where[:, None] - where[None]).abs()
+    apart = (distance[..., 0] > 0) | (distance[..., 1:] >= 64).any(-1)
+    assert (apart | torch.eye(len(crops), dtype=torch.bool)).all()
+    for k, photo in enumerate(photographs):
+        rows, columns = where[:12][where[:12, 0] == k][:, 1:].T
+        assert len(rows) == 6
+        assert rows.max() - rows.min() >= photo.shape[1] / 3 and columns.max() - columns.min() >= photo.shape[2] / 3
+
+
+def test_photos_of_size_32_are_averages_of_those_of_size_64() -> None:
+    small, large = data.load("photos", "test", 32), data.load("photos", "test", 64)
+    average = torch.nn.functional.avg_pool2d(large.images.double(), 2)
+    assert (small.images.double() - average).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_shrink_is_the_local_mean(factor: int) -> None:
+    from skimage.transform import downscale_local_mean
+
+    picture = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (3, 14, 11), dtype=np.uint8))
+    cut = picture[:, : 14 // factor * factor, : 11 // factor * factor].numpy()
+    expected = downscale_local_mean(cut.astype(float), (1, factor, factor))
+    assert np.abs(_decode.shrink(picture, factor).numpy() - expected).max() <= 0.5
+
+
+def test_indexing_gives_images_in_the_unit_interval() -> None:
+    digits = data.load("digits", "test")
+    assert digits[3].shape == (1, 8, 8) and digits[3].dtype == torch.float32
+    assert torch.equal(digits[[3, 5]], torch.stack([digits[3], digits[5]])) and torch.equal(digits[3:5][1], digits[4])
+    assert digits[:].min() >= 0 and digits[:].max() == 1
+    batch = next(iter(torch.utils.data.DataLoader(digits, batch_size=4)))
+    assert torch.equal(batch, digits[:4])
+    assert repr(digits) == "Images('digits', split='test', 297 of [1, 8, 8])"
+
+
+def test_images_refuses_other_tensors() -> None:
+    with pytest.raises(ValueError, match=r"images: got torch.float32"):
+        data.Images(torch.zeros(2, 1, 8, 8), None, "x", "train")
+    with pytest.raises(ValueError, match="labels: got"):
+        data.Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(3), "x", "train")
