@@ -1,0 +1,135 @@
+"""The command line: list and run experiments, train priors, fetch data.
+
+Exit codes: 0 done; 2 bad input, as any ValueError of the package (one line on stderr says which); 1 failed; 130 stopped
+with Ctrl-C. What a command needs is imported when it runs, so that ``companion --help`` is quick.
+"""
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+_PROFILES = "quick, laptop or paper"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {_one_line(message)}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command in `arguments` (the process's own by default) and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        return _fail(130, "stopped; the same command goes on where it can")
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        if isinstance(error, ValueError):
+            return _fail(2, str(error))
+        return _fail(1, f"failed with {type(error).__name__}: {error} (--debug shows where)")
+    return 0
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"companion: {_one_line(message)}", file=sys.stderr)
+    return code
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="companion",
+        description="Flow priors for inverse problems: run the book's experiments, train its priors, fetch its data.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped.",
+    )
+    every = _Parser(add_help=False)
+    every.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    listing = commands.add_parser("list", parents=[every], help="experiments, their profiles, and what is stored")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.add_argument("--out", type=Path, help="look for results in this folder")
+    listing.set_defaults(command=_list)
+
+    run = commands.add_parser("run", parents=[every], help="run an experiment and store its result")
+    run.add_argument("name", metavar="NAME", help="an experiment, as companion list shows it")
+    run.add_argument("--profile", default="quick", help=f"{_PROFILES} (default: quick)")
+    run.add_argument("--out", type=Path, help="folder for the result (default: the package's store)")
+    run.add_argument("--seed", type=int, default=0, help="whole number >= 0 (default: 0)")
+    run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    run.add_argument("--fresh", action="store_true", help="use no finished parts of a run that was stopped")
+    run.set_defaults(command=_run)
+
+    train = commands.add_parser("train", parents=[every], help="train a prior, or resume its training")
+    train.add_argument("name", metavar="NAME", help="a recipe; an unknown name lists them")
+    train.add_argument("--profile", default="quick", help=f"{_PROFILES} (default: quick)")
+    train.add_argument("--out", type=Path, help="folder for the checkpoint (default: the recipe's own)")
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    train.set_defaults(command=_train)
+
+    data = commands.add_parser("data", help="data sets").add_subparsers(metavar="ACTION", required=True)
+    fetch = data.add_parser("fetch", parents=[every], help="download and check a data set, or find it")
+    fetch.add_argument("name", metavar="NAME", help="a data set; an unknown name lists them")
+    fetch.set_defaults(command=_fetch)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> None:
+    from companion import experiments
+
+    found = [experiments.describe(name, options.out) for name in experiments.names()]
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for entry in found:
+            stored = ", ".join(f"{profile} ({state.partition(':')[0]})" for profile, state in entry["stored"].items())
+            print(f"{entry['name']}: {entry['paper']}, {entry['shows']}\n    {entry['summary']}")
+            print(f"    profiles: {', '.join(entry['profiles'])}; stored: {stored or 'nothing yet'}")
+    damaged = [state for entry in found for state in entry["stored"].values() if state.startswith("damaged")]
+    if damaged:
+        raise ValueError("; ".join(damaged))
+
+
+def _run(options: argparse.Namespace) -> None:
+    from companion import experiments
+
+    resume = not options.fresh
+    result = experiments.run(options.name, options.profile, options.device, options.seed, options.out, resume=resume)
+    origin = result.provenance
+    where = experiments.path(options.name, options.profile, options.out)
+    print(f"{result.name} {result.profile}: {origin.wall_seconds:.1f} s on {origin.device}; stored in {where}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from companion._support import one_of
+    from companion.experiments import PROFILES, resolve_device
+
+    priors = import_module("companion.priors")
+    one_of("recipe", options.name, priors.recipe_names())
+    one_of("profile", options.profile, PROFILES)
+    device = str(resolve_device(options.device))
+    stored = priors.train_recipe(options.name, options.profile, out=options.out, device=device, progress=True)
+    print(f"{options.name} {options.profile}: stored in {stored}")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from companion._support import one_of
+
+    data = import_module("companion.data")
+    one_of("data set", options.name, data.names())
+    paths = data.fetch(options.name)
+    print(f"{options.name}: {', '.join(map(str, paths)) or 'embedded, nothing to fetch'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

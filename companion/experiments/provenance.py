@@ -1,0 +1,81 @@
+"""Where a stored number comes from: profile, device in words, seed, versions, time, evaluations, hash of the code."""
+
+import platform
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from companion import __version__
+from companion._support import one_of
+from companion.experiments.store import sha256
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Origin of a result. Time in seconds; `evaluations` counts forward evaluations; `date` is a UTC day (ISO 8601)."""
+
+    profile: str
+    device: str
+    seed: int
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    wall_seconds: float
+    evaluations: int
+    code_sha256: str
+    date: str
+
+
+def resolve_device(device: str) -> torch.device:
+    """Device for "auto" (CUDA where there is one), "cpu" or "cuda"; ValueError for others, or without a usable GPU."""
+    one_of("device", device, ("auto", "cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: got 'cuda', but torch finds no CUDA GPU here; allowed: auto, cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def device_words(device: torch.device) -> str:
+    """Model of the GPU, or of the processor with the number of threads that torch uses; never a host name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()} ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return " ".join(value.split())
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "companion": __version__,
+    }
+
+
+def code_hash(source: str) -> str:
+    """SHA-256 of source text, the same whether its lines end as on Linux or as on Windows."""
+    return sha256(source.replace("\r\n", "\n").encode())
+
+
+def today() -> str:
+    """The UTC day, as 2020-12-31."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def say(message: str) -> None:
+    """Print a message on stderr, where it mixes with no result."""
+    print(message, file=sys.stderr, flush=True)

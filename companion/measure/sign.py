@@ -1,0 +1,41 @@
+"""The sign of linear measurements: 1-bit compressed sensing."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from companion.measure.base import LinearOperator, Operator
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Sign forward, identity backward (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return torch.where(value < 0, -1.0, 1.0).to(value.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class SignOf(Operator):
+    """sign(A x), +1 or −1 for each measurement (0 counts as +1); Whang et al. 2020, sec. 5.4.4.
+
+    Its true gradient is zero almost everywhere. Differentiating it gives the straight-through estimate instead, the
+    gradient of A x, as that paper does; so its energies cannot be trusted to descend along their gradients, and Adam
+    suits them better than a line search.
+    """
+
+    def __init__(self, linear: LinearOperator) -> None:
+        if not isinstance(linear, LinearOperator):
+            raise ValueError(
+                f"linear: got {type(linear).__name__}; allowed: a LinearOperator, such as measure.Gaussian"
+            )
+        self.linear = linear
+        super().__init__(linear.shape, linear.output_shape)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The signs, [batch, *output_shape]."""
+        return _StraightThrough.apply(self.linear.apply(x))

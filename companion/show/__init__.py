@@ -1,0 +1,26 @@
+"""Figures of the book: one look, one colour a method, alt text on every image, and sliders that need no kernel.
+
+A chapter draws with :func:`images`, :func:`curves`, or its own code inside :func:`style`, and puts the figure on the
+page with :func:`display` (or :func:`explore`), which ask for alt text.
+"""
+
+from companion.show.output import display, image_bytes
+from companion.show.pictures import images
+from companion.show.player import Player, explore
+from companion.show.plots import caption, curves
+from companion.show.theme import COLOURS, LABELS, MARKERS, figure, style
+
+__all__ = [
+    "COLOURS",
+    "LABELS",
+    "MARKERS",
+    "Player",
+    "caption",
+    "curves",
+    "display",
+    "explore",
+    "figure",
+    "image_bytes",
+    "images",
+    "style",
+]

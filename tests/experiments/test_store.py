@@ -1,0 +1,114 @@
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from companion.experiments import store
+
+FIELDS = {"kind": str}
+
+
+@pytest.fixture
+def stem(tmp_path):
+    stem = tmp_path / "m=0.2"
+    store.write(stem, {"kind": "x"}, {"a": np.arange(6.0).reshape(2, 3), "file": np.array(["é", "b"])})
+    return stem
+
+
+def test_round_trip_keeps_values_types_and_awkward_names(stem):
+    document, arrays = store.read(stem, FIELDS)
+    assert document["kind"] == "x" and set(arrays) == {"a", "file"}
+    np.testing.assert_array_equal(arrays["a"], np.arange(6.0).reshape(2, 3))
+    assert arrays["a"].dtype == np.float64 and arrays["file"].tolist() == ["é", "b"]
+    assert sorted(path.name for path in stem.parent.iterdir()) == ["m=0.2.json", "m=0.2.npz"]
+
+
+def test_same_content_gives_same_bytes(stem, tmp_path):
+    again = tmp_path / "again" / "m=0.2"
+    store.write(again, {"kind": "x"}, {"file": np.array(["é", "b"]), "a": np.arange(6.0).reshape(2, 3)})
+    for suffix in (".json", ".npz"):
+        assert store.beside(stem, suffix).read_bytes() == store.beside(again, suffix).read_bytes()
+
+
+def test_every_flipped_byte_of_the_arrays_is_noticed(stem):
+    path = store.beside(stem, ".npz")
+    packed = path.read_bytes()
+    for position in range(0, len(packed), 17):
+        path.write_bytes(packed[:position] + bytes([packed[position] ^ 1]) + packed[position + 1 :])
+        with pytest.raises(store.DamagedFile, match=r"m=0\.2\.npz: its checksum"):
+            store.read(stem, FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "not a readable JSON file"),
+        (lambda text: "[1]", "holds a list"),
+        (lambda text: text.replace('"x"', '"y"'), "checksum does not match"),
+        (lambda text: text.replace('"x"', "1"), "field 'kind' is missing"),
+        (lambda text: text.replace('"x"', "NaN"), "not a readable JSON file"),
+        (lambda text: json.dumps({"kind": "x"}), "field 'arrays' is missing"),
+    ],
+)
+def test_damaged_json_is_named(stem, damage, says):
+    path = store.beside(stem, ".json")
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(store.DamagedFile, match=says) as caught:
+        store.read(stem, FIELDS)
+    assert "m=0.2.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_arrays_are_named(stem):
+    store.beside(stem, ".npz").unlink()
+    with pytest.raises(store.DamagedFile, match=r"m=0\.2\.npz: not a readable file"):
+        store.read(stem, FIELDS)
+
+
+def test_pickles_are_not_read_even_with_matching_checksums(stem):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive, archive.open("a.npy", "w") as member:
+        np.lib.format.write_array(member, np.array([{}], dtype=object), allow_pickle=True)
+    path = store.beside(stem, ".json")
+    store.beside(stem, ".npz").write_bytes(buffer.getvalue())
+    document = json.loads(path.read_text())
+    document["arrays"]["sha256"] = store.sha256(buffer.getvalue())
+    document["sha256"] = store._digest(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(store.DamagedFile, match="not an archive of plain arrays"):
+        store.read(stem, FIELDS)
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(stem, monkeypatch):
+    before = store.beside(stem, ".npz").read_bytes()
+    monkeypatch.setattr(store.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        store.write(stem, {"kind": "z"}, {"a": np.zeros(3)})
+    assert store.beside(stem, ".npz").read_bytes() == before
+    assert len(list(stem.parent.iterdir())) == 2
+
+
+def test_plain_values():
+    given = {"a": (1, np.float32(0.5)), "b": {"c": None, "d": np.bool_(True)}}
+    assert store.plain("metrics", given) == {"a": [1, 0.5], "b": {"c": None, "d": True}}
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"psnr": [1.0, float("nan")]}, r"nan at psnr\[1\]"),
+        ({"psnr": {"flow": np.float64("inf")}}, r"inf at psnr\.flow"),
+        ({"psnr": np.zeros(2)}, "ndarray at psnr"),
+        ({"psnr": {0.2: 1.0}}, "keys that are not text at psnr"),
+    ],
+)
+def test_values_that_json_lacks_are_refused_with_their_place(value, place):
+    with pytest.raises(ValueError, match=f"metrics: got .*{place}"):
+        store.plain("metrics", value)
+
+
+@pytest.mark.parametrize("value", [[1], {"a": [1.0]}, {"a": np.array([None])}, {1: np.zeros(2)}])
+def test_arrays_that_are_none_are_refused(value):
+    with pytest.raises(ValueError, match="arrays: got"):
+        store.check_arrays(value)

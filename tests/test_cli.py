@@ -1,0 +1,167 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from companion import cli
+
+TINY = Path(__file__).parent / "experiments"
+
+
+def companion(*arguments, **environment):
+    code = "import sys, tiny_experiment; from companion.cli import main; sys.exit(main())"
+    path = os.pathsep.join([str(TINY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_run_stores_a_result_and_list_shows_it(tmp_path):
+    done = companion("run", "test.tiny", "--profile", "quick", "--out", tmp_path, "--seed", 2, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "stored in" in done.stdout and done.stdout.count("\n") == 1
+    document = json.loads((tmp_path / "test.tiny" / "quick.json").read_text())
+    assert document["provenance"]["seed"] == 2
+    listed = companion("list", "--json", "--out", tmp_path)
+    entry = next(entry for entry in json.loads(listed.stdout) if entry["name"] == "test.tiny")
+    assert listed.returncode == 0 and entry["stored"] == {"quick": "current"}
+    assert entry["profiles"] == ["quick", "laptop"]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.syspath_prepend(str(TINY))
+    return __import__("tiny_experiment")
+
+
+def call(capsys, *arguments):
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        code = stopped.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["sing"], "'sing'"),
+        (["run"], "NAME"),
+        (["run", "test.nothing"], "experiment: got 'test.nothing'; allowed: "),
+        (["run", "test.tiny", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop"),
+        (["run", "test.tiny", "--seed", "-1"], "seed: got -1"),
+        (["run", "test.tiny", "--seed", "one"], "--seed"),
+        (["run", "test.tiny", "--device", "tpu"], "device: got 'tpu'; allowed: auto, cpu, cuda"),
+        (["run", "test.tiny", "--colour", "red"], "--colour"),
+        (["run", "test.tiny", "--out", __file__], "out: got"),
+        (["data"], "ACTION"),
+        (["data", "fetch", "moon"], "data set: got 'moon'; allowed: digits"),
+        (["train", "moon"], "recipe: got 'moon'; allowed: a-flow"),
+        (["train", "a-flow", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop, paper"),
+    ],
+)
+def test_bad_arguments_exit_2_with_one_line_that_says_which(tiny, fakes, capsys, arguments, says):
+    code, out, err = call(capsys, *arguments)
+    assert code == 2 and out == "" and says in err
+    assert err.count("\n") == 1 and "Traceback" not in err
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Stand-ins for the modules that train and fetch, so that neither happens here."""
+    calls = []
+    priors = types.ModuleType("companion.priors")
+    priors.recipe_names = lambda: ["a-flow"]
+    priors.train_recipe = lambda *given, **named: calls.append((given, named)) or Path("there.safetensors")
+    data = types.ModuleType("companion.data")
+    data.names = lambda: ["digits", "mnist"]
+    data.fetch = lambda name: calls.append(name) or ([] if name == "digits" else [Path("mnist/a.gz")])
+    monkeypatch.setitem(sys.modules, "companion.priors", priors)
+    monkeypatch.setitem(sys.modules, "companion.data", data)
+    return calls
+
+
+def test_train_and_fetch_reach_their_modules(fakes, capsys, tmp_path):
+    code, out, _ = call(capsys, "train", "a-flow", "--profile", "laptop", "--out", tmp_path, "--device", "cpu")
+    assert (code, out) == (0, "a-flow laptop: stored in there.safetensors\n")
+    assert fakes == [(("a-flow", "laptop"), {"out": tmp_path, "device": "cpu", "progress": True})]
+    assert call(capsys, "data", "fetch", "mnist")[:2] == (0, "mnist: mnist/a.gz\n")
+    assert call(capsys, "data", "fetch", "digits")[:2] == (0, "digits: embedded, nothing to fetch\n")
+
+
+def test_failure_exits_1_with_one_line_and_debug_shows_the_traceback(tiny, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TINY_STOP", "fail@8")
+    code, _, err = call(capsys, "run", "test.tiny", "--out", tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err == "companion: failed with RuntimeError: the solver broke (--debug shows where)\n"
+    code, _, err = call(capsys, "run", "test.tiny", "--out", tmp_path, "--debug")
+    assert code == 1 and "Traceback" in err and "tiny_experiment.py" in err
+
+
+def test_damaged_result_exits_2_and_names_the_file_after_the_whole_list(tiny, capsys, tmp_path):
+    call(capsys, "run", "test.tiny", "--out", tmp_path)
+    (tmp_path / "test.tiny" / "quick.json").write_text("{")
+    code, out, err = call(capsys, "list", "--out", tmp_path)
+    assert code == 2 and "test.tiny: Nobody 1900, Fig. 0" in out and "stored: quick (damaged)" in out
+    assert err.count("\n") == 1 and "quick.json" in err and "companion run test.tiny --profile quick" in err
+
+
+def test_interrupt_exits_130_and_the_next_run_resumes(tiny, monkeypatch, capsys, tmp_path):
+    log = tmp_path / "log"
+    monkeypatch.setenv("TINY_LOG", str(log))
+    monkeypatch.setenv("TINY_STOP", "interrupt@8")
+    code, _, err = call(capsys, "run", "test.tiny", "--out", tmp_path)
+    assert code == 130 and err.count("\n") == 1 and "Traceback" not in err
+    monkeypatch.delenv("TINY_STOP")
+    assert call(capsys, "run", "test.tiny", "--out", tmp_path)[0] == 0
+    assert log.read_text().split() == ["m=4", "m=8", "m=8", "m=16"]
+    assert call(capsys, "run", "test.tiny", "--out", tmp_path, "--fresh")[0] == 0
+    assert log.read_text().split()[4:] == ["m=4", "m=8", "m=16"]
+
+
+def test_real_interrupt_signal_exits_130_cleanly(tmp_path):
+    code = (
+        "import os, signal, sys, tiny_experiment; from companion import cli, experiments;"
+        "experiments.run = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT);"
+        "sys.exit(cli.main(['run', 'test.tiny']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TINY), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("list",), ("run",), ("train",), ("data",), ("data", "fetch")])
+def test_help_says_what_there_is(capsys, command):
+    code, out, _ = call(capsys, *command, "--help")
+    assert code == 0 and out.startswith("usage: companion")
+    if not command:
+        assert all(word in out for word in ("list", "run", "train", "data", "130"))
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_help_and_import_load_nothing_heavy():
+    heavy = ("torch", "numpy", "scipy", "matplotlib", "skimage")
+    code = (
+        "import sys, companion, companion.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        f"print('heavy:', *[name for name in {heavy} if name in sys.modules])"
+    )
+    assert python(code).splitlines()[-1].strip() == "heavy:"
+
+
+def test_import_takes_at_most_300_ms_beyond_torch():
+    code = "import time, torch; start = time.perf_counter(); import companion; print(time.perf_counter() - start)"
+    # One of three will do: a busy machine slows an import, nothing speeds one up.
+    assert any(float(python(code)) < 0.3 for _ in range(3))

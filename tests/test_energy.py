@@ -1,0 +1,221 @@
+"""Energies against formulas written out by hand, gradients against finite differences, independence of the images."""
+
+import math
+
+import pytest
+import torch
+
+from companion import measure
+from companion.energy import Energy, FlowLikelihood, LatentNorm, NoiseMisfit, SquaredMisfit
+from companion.priors import Glow
+
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def flow():
+    flow = Glow(SHAPE, levels=2, steps=2, width=8).double().eval().requires_grad_(False)
+    source = torch.Generator().manual_seed(0)
+    for parameter in flow.parameters():
+        parameter += 0.03 * torch.randn(parameter.shape, generator=source, dtype=torch.float64)
+    return flow
+
+
+class Exponential(torch.nn.Module):
+    """G(z) = exp(z), with a bounded domain: densities and latents known in closed form."""
+
+    shape = (3,)
+    latent_dim = 3
+    domain = (0.0, math.inf)
+
+    def decode(self, z):
+        return z.exp()
+
+    def decode_with_log_det(self, z):
+        return z.exp(), z.sum(1)
+
+    def encode(self, x):
+        return x.log()
+
+    def encode_with_log_det(self, x):
+        return x.log(), -x.log().sum(1)
+
+
+def problem_of(flow, batch=3):
+    source = torch.Generator().manual_seed(1)
+    operator = measure.Gaussian(flow.shape, 10, seed=2)
+    y = torch.randn(batch, 10, generator=source, dtype=torch.float64)
+    z = torch.randn(batch, flow.latent_dim, generator=source, dtype=torch.float64)
+    return operator, y, z
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_latent_energy_is_eq_2(flow, squared):
+    operator, y, z = problem_of(flow)
+    energy = Energy(flow, SquaredMisfit(operator, y), LatentNorm(0.7, squared))
+    matrix = operator.matrix(y)
+    for i, value in enumerate(energy(z)):
+        x = flow.decode(z)[i].flatten()
+        expected = ((matrix @ x - y[i]) ** 2).sum() + 0.7 * z[i].norm() ** (2 if squared else 1)
+        torch.testing.assert_close(value, expected)
+    misfit_only = Energy(flow, SquaredMisfit(operator, y))
+    torch.testing.assert_close(misfit_only(z), energy(z) - 0.7 * z.norm(dim=1) ** (2 if squared else 1))
+
+
+def test_image_energy_is_eq_1(flow):
+    operator, y, z = problem_of(flow)
+    x = flow.decode(z)
+    energy = Energy(flow, SquaredMisfit(operator, y), FlowLikelihood(2.0), space="x")
+    expected = (operator(x) - y).square().sum(1) - 2.0 * flow.log_prob(x)
+    torch.testing.assert_close(energy(x), expected)
+    latent = Energy(flow, SquaredMisfit(operator, y), FlowLikelihood(2.0))
+    torch.testing.assert_close(latent(z), expected)
+
+
+def test_flow_likelihood_in_closed_form():
+    prior, x = Exponential(), torch.tensor([[0.5, 1.0, 3.0]], dtype=torch.float64)
+    misfit = SquaredMisfit(measure.Identity((3,)), x)
+    expected = -torch.distributions.LogNormal(0.0, 1.0).log_prob(x).sum(1)
+    torch.testing.assert_close(Energy(prior, misfit, FlowLikelihood(1.0), space="x")(x), expected)
+    torch.testing.assert_close(Energy(prior, misfit, FlowLikelihood(1.0))(x.log()), expected)
+    torch.testing.assert_close(Energy(prior, misfit, LatentNorm(1.0), space="x")(x), x.log().norm(dim=1))
+
+
+def test_an_image_beyond_the_flows_domain_has_infinite_energy_and_harms_no_other():
+    prior = Exponential()
+    x = torch.tensor([[0.5, 1.0, 3.0], [0.5, -1.0, 3.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    energy = Energy(prior, SquaredMisfit(measure.Identity((3,)), x), FlowLikelihood(1.0), space="x")
+    values = energy(x)
+    assert values[1] == math.inf and torch.isfinite(values[[0, 2]]).all()
+    torch.testing.assert_close(values[[0, 2]], energy.select([0, 2])(x[[0, 2]]))
+
+
+def test_noise_misfit_is_the_negative_log_density(flow):
+    operator, y, z = problem_of(flow)
+    problem = measure.Problem(operator, measure.SinusoidalNoise(0.3, mean=0.2))
+    x = flow.decode(z)
+    std = problem.noise.std_map((10,))
+    expected = -torch.distributions.Normal(0.2, std).log_prob(y - operator(x)).sum(1)
+    torch.testing.assert_close(Energy(flow, NoiseMisfit(problem, y))(z), expected)
+    white = measure.Problem(operator, measure.GaussianNoise(0.3))
+    difference = NoiseMisfit(white, y)(x) - SquaredMisfit(operator, y)(x) / (2 * 0.3**2)
+    torch.testing.assert_close(difference, torch.full_like(difference, 10 * math.log(0.3 * math.sqrt(2 * math.pi))))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "space"),
+    [
+        (None, "z"),
+        (LatentNorm(0.5), "z"),
+        (LatentNorm(0.5, squared=True), "z"),
+        (FlowLikelihood(0.3), "z"),
+        (FlowLikelihood(0.3), "x"),
+        (LatentNorm(0.5), "x"),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_gradients_agree_with_finite_differences(flow, penalty, space, batch):
+    operator, y, z = problem_of(flow, batch)
+    energy = Energy(flow, SquaredMisfit(operator, y), penalty, space)
+    start = z if space == "z" else flow.decode(z)
+    assert torch.autograd.gradcheck(energy, start.clone().requires_grad_(), fast_mode=True)
+
+
+def test_latent_norm_has_gradient_zero_at_zero(flow):
+    operator, y, z = problem_of(flow)
+    zero = torch.zeros_like(z).requires_grad_()
+    for squared in (False, True):
+        plain, penalised = (
+            Energy(flow, SquaredMisfit(operator, y), penalty) for penalty in (None, LatentNorm(3.0, squared))
+        )
+        (expected,) = torch.autograd.grad(plain(zero).sum(), zero)
+        (gradient,) = torch.autograd.grad(penalised(zero).sum(), zero)
+        assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("penalty", [None, LatentNorm(0.5), FlowLikelihood(1.0)])
+@pytest.mark.parametrize("space", ["z", "x"])
+def test_value_and_gradient_of_an_image_are_the_same_in_every_batch(penalty, space):
+    flow = Glow((3, 16, 16), levels=2, steps=2, width=32).eval().requires_grad_(False)
+    for parameter in flow.parameters():
+        parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    operator = measure.Gaussian(flow.shape, 100)
+    z = torch.randn(9, flow.latent_dim)
+    variable = z if space == "z" else flow.decode(z)
+    energy = Energy(flow, SquaredMisfit(operator, torch.randn(9, 100)), penalty, space)
+
+    def both(energy, variable):
+        variable = variable.clone().requires_grad_()
+        value = energy(variable)
+        return value.detach(), torch.autograd.grad(value.sum(), variable)[0]
+
+    value, gradient = both(energy, variable)
+    for index in ([0], [8], [3, 1], [2, 4, 6, 8, 1]):
+        own_value, own_gradient = both(energy.select(index), variable[index])
+        assert torch.equal(own_value, value[index])
+        assert torch.equal(own_gradient, gradient[index])
+
+
+def test_nan_stays_with_its_image(flow):
+    operator, y, z = problem_of(flow)
+    for penalty in (None, LatentNorm(1.0), FlowLikelihood(1.0)):
+        energy = Energy(flow, SquaredMisfit(operator, y), penalty)
+        broken = z.clone()
+        broken[1, 0] = torch.nan
+        broken.requires_grad_()
+        value = energy(broken)
+        (gradient,) = torch.autograd.grad(value.sum(), broken)
+        assert value[1].isnan() and torch.equal(value[[0, 2]], energy(z)[[0, 2]])
+        assert torch.isfinite(gradient[[0, 2]]).all()
+
+
+def test_the_flow_is_passed_once(flow):
+    operator, y, z = problem_of(flow)
+    passes = []
+    handle = flow.bijection.levels[0].parts[-1].conditioner.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        Energy(flow, SquaredMisfit(operator, y), FlowLikelihood(1.0))(z)
+        assert len(passes) == 1
+        Energy(flow, SquaredMisfit(operator, y), FlowLikelihood(1.0), space="x")(z.view(-1, *SHAPE))
+        assert len(passes) == 2
+    finally:
+        handle.remove()
+
+
+def test_select_repeats_and_reorders(flow):
+    operator, y, z = problem_of(flow)
+    energy = Energy(flow, SquaredMisfit(operator, y), LatentNorm(1.0))
+    assert len(energy.select([2, 0, 0, 2])) == 4
+    torch.testing.assert_close(energy.select([2, 0, 0])(z[[2, 0, 0]]), energy(z)[[2, 0, 0]])
+
+
+class NoDensity(torch.nn.Module):
+    shape = (1, 2, 2)
+    latent_dim = 2
+
+    def decode(self, z):
+        return z.repeat(1, 2).view(-1, 1, 2, 2)
+
+
+def misfit(batch=2):
+    return SquaredMisfit(measure.Identity((1, 2, 2)), torch.rand(batch, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: LatentNorm(-1.0), "gamma: got -1.0"),
+        (lambda: FlowLikelihood(math.nan), "beta: got nan"),
+        (lambda: SquaredMisfit(measure.Identity((1, 2, 2)), torch.rand(2, 4)), "y: got shape"),
+        (lambda: SquaredMisfit(measure.Identity((2,)), torch.tensor([[1.0, torch.nan]])), "y: got 1 NaN"),
+        (lambda: Energy(Exponential(), misfit()), "misfit: got an operator on"),
+        (lambda: Energy(NoDensity(), misfit(), space="w"), "space: got 'w'"),
+        (lambda: Energy(NoDensity(), misfit())(torch.rand(2, 3)), "z: got shape"),
+        (lambda: Energy(NoDensity(), misfit())(torch.rand(3, 2)), "another batch than the 2 images"),
+        (lambda: Energy(NoDensity(), misfit(), FlowLikelihood(1.0))(torch.rand(2, 2)), "has no density"),
+        (lambda: Energy(NoDensity(), misfit(), LatentNorm(1.0), "x")(torch.rand(2, 1, 2, 2)), "has no density"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

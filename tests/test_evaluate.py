@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from skimage import metrics
+
+from companion import evaluate
+
+SCORES = [evaluate.mse, evaluate.psnr, evaluate.ssim]
+
+
+def pictures(batch=3, channels=3, height=12, width=9, seed=0):
+    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_known_values():
+    reference = torch.full((2, 3, 8, 8), 0.5)
+    x = reference.clone()
+    x[0] += 0.1
+    x[1] -= 0.01
+    assert torch.allclose(evaluate.mse(x, reference), torch.tensor([1e-2, 1e-4]).double(), rtol=1e-5)
+    assert torch.allclose(evaluate.psnr(x, reference), torch.tensor([20.0, 40.0]).double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_scores_are_those_of_scikit_image_on_images_with_channels_last(channels):
+    x, reference = pictures(channels=channels), pictures(channels=channels, seed=1)
+    for image, truth, psnr, ssim in zip(
+        x, reference, evaluate.psnr(x, reference), evaluate.ssim(x, reference), strict=True
+    ):
+        a, b = (np.moveaxis(t.double().numpy(), 0, -1) for t in (image, truth))
+        assert float(psnr) == pytest.approx(metrics.peak_signal_noise_ratio(b, a, data_range=1), rel=1e-12)
+        assert float(ssim) == pytest.approx(
+            metrics.structural_similarity(b, a, data_range=1, channel_axis=-1), rel=1e-12
+        )
+
+
+def test_psnr_is_the_logarithm_of_the_mean_squared_error():
+    x, reference = pictures(), pictures(seed=1)
+    assert torch.allclose(
+        evaluate.psnr(x, reference), -10 * torch.log10(evaluate.mse(x, reference)), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_estimates_are_clipped(score):
+    reference = pictures()
+    x = reference + torch.randn(reference.shape, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(score(x, reference), score(x.clamp(0, 1), reference))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_perfect_estimate():
+    x = pictures()
+    assert torch.equal(evaluate.mse(x, x), torch.zeros(3).double())
+    assert torch.isposinf(evaluate.psnr(x, x)).all()
+    assert torch.allclose(evaluate.ssim(x, x), torch.ones(3).double())
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_one_float64_value_per_image_that_does_not_depend_on_the_others(score):
+    x, reference = pictures().requires_grad_(), pictures(seed=1)
+    together = score(x, reference)
+    assert together.shape == (3,) and together.dtype == torch.float64 and not together.requires_grad
+    alone = torch.cat([score(x[i : i + 1], reference[i : i + 1]) for i in range(3)])
+    assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(
+    ("x", "reference", "message"),
+    [
+        (pictures(height=10), pictures(), r"x: got shape \(3, 3, 10, 9\); allowed: \[batch, 3, 12, 9\]"),
+        (pictures(batch=2), pictures(), "x: got 2 images for 3 references"),
+        (pictures() * float("nan"), pictures(), "x: got 972 NaN"),
+        (pictures(), pictures() * float("nan"), "reference: got 972 NaN"),
+        (pictures(), 255 * pictures(), "reference: got pixels from"),
+        (pictures(), pictures()[0], "reference: got"),
+        (pictures().numpy(), pictures(), "x: got shape ndarray"),
+        ((255 * pictures()).byte(), pictures(), "x: got torch.uint8"),
+    ],
+)
+def test_bad_input(score, x, reference, message):
+    with pytest.raises(ValueError, match=message) as error:
+        score(x, reference)
+    assert "\n" not in str(error.value)
+
+
+def test_images_too_small_for_the_window_of_ssim():
+    with pytest.raises(ValueError, match="reference: got images of 6×9 pixels; allowed: sides >= 7"):
+        evaluate.ssim(pictures(height=6), pictures(height=6))
