@@ -14,7 +14,7 @@ _WHEEL_STORE = Path(__file__).resolve().parent / "_stored"
 
 
 def store() -> Path:
-    """Folder of the stored checkpoints and results: ``data/`` in a checkout, ``companion/_stored`` in an installed wheel."""
+    """Folder of the stored checkpoints and results: ``data/`` in a checkout, ``companion/_stored`` in a wheel."""
     return _WHEEL_STORE if _WHEEL_STORE.is_dir() else _REPOSITORY_STORE
 
 
@@ -76,7 +76,7 @@ def images(name: str, value: Tensor, shape: Sequence[int] | None = None) -> Tens
 
 
 def generator(seed: "int | torch.Generator | None") -> torch.Generator:
-    """CPU generator from a whole-number seed, or the CPU generator given. Without a seed, ValueError: nothing is hidden.
+    """CPU generator from a whole-number seed, or the CPU generator given; else ValueError.
 
     Numbers are always drawn on the CPU and then moved, so that CPU and GPU see the same problem.
     """

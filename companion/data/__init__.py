@@ -28,7 +28,7 @@ from companion.data import _decode, _photos
 from companion.data._dataset import Images
 from companion.data._sources import SOURCES, cache_folder, given_folder, locate
 
-__all__ = ["Images", "fetch", "load", "names"]
+__all__ = ["Images", "fetch", "licence", "load", "names"]
 
 SPLITS = ("train", "validation", "test")
 _Read = Callable[[str, str, int], tuple[Tensor, Tensor | None]]
@@ -71,6 +71,12 @@ def fetch(name: str) -> list[Path]:
     if name == "celeba":
         return [_faces_folder()]
     return [locate(name, file) for file in SOURCES[name].files] if name in SOURCES else []
+
+
+def licence(name: str) -> str:
+    """Licence of a data set in a few words; the details are in ``data/README.md``. ValueError for an unknown name."""
+    one_of("name", name, _SETS)
+    return _LICENCES[name]
 
 
 def _digits(name: str, split: str, size: int) -> tuple[Tensor, Tensor]:
@@ -136,4 +142,14 @@ _SETS: dict[str, tuple[tuple[int, ...], _Read]] = {
     "eurosat": ((64, 32), _zip),
     "flowers": ((64, 32), _zip),
     "celeba": ((64, 32), _faces),
+}
+
+_LICENCES = {
+    "digits": "CC BY 4.0 (UCI Machine Learning Repository)",
+    "photos": "public domain, CC0 or CC BY 2.0; for the motorcycle none is stated",
+    "mnist": "CC BY-SA 3.0",
+    "fashion-mnist": "MIT",
+    "eurosat": "MIT",
+    "flowers": "none stated; offered for research",
+    "celeba": "non-commercial research only",
 }

@@ -103,8 +103,8 @@ class SinusoidalNoise(IndependentNoise):
 class RadialNoise(IndependentNoise):
     """Noise that fades from the image's centre: σ(d) = scale · max(exp(−decay · d²), floor), d in pixels.
 
-    Whang et al. 2020, sec. 5.4.3. At 64×64 their decay of 0.005 takes σ to 5·10⁻⁵ in the corners, and the misfit's weights there to 4·10⁸; the
-    `floor` (relative to `scale`) keeps the energy within what a minimiser can work with.
+    Whang et al. 2020, sec. 5.4.3. At 64×64 their decay of 0.005 takes σ to 5·10⁻⁵ in the corners, and the misfit's
+    weights there to 4·10⁸; the `floor` (relative to `scale`) keeps the energy within what a minimiser can work with.
     """
 
     def __init__(self, scale: float = 1.0, decay: float = 0.005, floor: float = 1e-2) -> None:

@@ -1,0 +1,24 @@
+"""Estimates from measurements: minimisers of energies, the papers' estimators on top, and classical baselines."""
+
+from companion.recover.bm3d import bm3d
+from companion.recover.estimators import flow_image, flow_latent, gan_latent
+from companion.recover.lasso import lasso
+from companion.recover.linear import pseudo_inverse
+from companion.recover.minimise import METHODS, Result, minimise
+from companion.recover.start import null_space_neighbour, start
+from companion.recover.tv import tv
+
+__all__ = [
+    "METHODS",
+    "Result",
+    "bm3d",
+    "flow_image",
+    "flow_latent",
+    "gan_latent",
+    "lasso",
+    "minimise",
+    "null_space_neighbour",
+    "pseudo_inverse",
+    "start",
+    "tv",
+]

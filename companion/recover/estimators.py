@@ -1,0 +1,138 @@
+"""The papers' estimators: an energy, a start, and a minimiser."""
+
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from companion import _support
+from companion.energy import Energy, FlowLikelihood, Generator, LatentNorm, SquaredMisfit
+from companion.measure.base import Operator
+from companion.recover.minimise import Result, minimise
+from companion.recover.start import start
+
+
+def flow_latent(
+    prior: Generator,
+    operator: Operator,
+    y: Tensor,
+    gamma: float = 0.0,
+    *,
+    squared: bool = False,
+    z0: Tensor | None = None,
+    method: str = "lbfgs",
+    **options: Any,
+) -> Result:
+    """Asim et al. 2020, eq. 2: min over z of ‖f(G(z)) − y‖² + γ‖z‖.
+
+    With γ = 0 and z0 = 0, the paper's choice for compressed sensing and inpainting, all regularisation lies in where
+    the search begins and how far it gets.
+
+    Parameters
+    ----------
+    prior
+        Flow with images of the operator's shape.
+    operator
+        Forward operator f; the misfit is summed over measurements.
+    y
+        Measurements, [batch, *operator.output_shape].
+    gamma, squared
+        Weight of ‖z‖, or of ‖z‖² with `squared`.
+    z0
+        Initial latents, [batch, n]; zeros if not given (see :func:`companion.recover.start`).
+    method, options
+        Of :func:`companion.recover.minimise`.
+
+    Raises ValueError for wrong shapes, NaN, or options out of range.
+    """
+    energy = Energy(prior, SquaredMisfit(operator, y), LatentNorm(gamma, squared) if gamma else None)
+    return minimise(energy, _checked_start(energy, start(prior, y) if z0 is None else z0), method, **options)
+
+
+def flow_image(
+    prior: Generator,
+    operator: Operator,
+    y: Tensor,
+    gamma: float = 1.0,
+    *,
+    x0: Tensor | None = None,
+    method: str = "lbfgs",
+    **options: Any,
+) -> Result:
+    """Asim et al. 2020, eq. 1: min over x of ‖f(x) − y‖² − γ log p(x), in image space.
+
+    Parameters are those of :func:`flow_latent`, but for the start `x0`, [batch, *shape]: G(0) if not given (appendix
+    G.2).
+    """
+    energy = Energy(prior, SquaredMisfit(operator, y), FlowLikelihood(gamma), space="x")
+    if x0 is None:
+        with torch.no_grad():
+            x0 = prior.decode(start(prior, y))
+    return minimise(energy, _checked_start(energy, x0), method, **options)
+
+
+def gan_latent(
+    prior: Generator,
+    operator: Operator,
+    y: Tensor,
+    gamma: float = 0.0,
+    *,
+    restarts: int = 10,
+    scale: float = 1.0,
+    seed: int = 0,
+    method: str = "lbfgs",
+    **options: Any,
+) -> Result:
+    """Bora et al. 2017, eq. 4: min over z of ‖f(G(z)) − y‖² + γ‖z‖², the best of several random starts.
+
+    Works for every generator: GAN, VAE or flow.
+
+    Parameters
+    ----------
+    restarts
+        Number of starts z0 ~ N(0, scale² I) for each image.
+    seed
+        Of the starts; an image's own depend neither on the batch nor on `restarts`.
+
+    The other parameters are those of :func:`flow_latent`. In the result, `evaluations` counts all restarts together;
+    traces, `converged` and `reason` are those of the restart that was kept.
+    """
+    _support.count("restarts", restarts)
+    _support.count("seed", seed, least=0)
+    energy = Energy(prior, SquaredMisfit(operator, y), LatentNorm(gamma, squared=True))
+    starts = (
+        start(prior, y, "normal", scale, _support.generator(seed * 1_000_003 + restart)) for restart in range(restarts)
+    )
+    return reduce(_better, (minimise(energy, z0, method, **options) for z0 in starts))
+
+
+def _better(one: Result, other: Result) -> Result:
+    """The result of lower energy for each image; their evaluations added up."""
+    wins = other.energy < one.energy
+
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(wins.to(a.device).view(-1, *[1] * (a.dim() - 1)), b, a)
+
+    def choose_trace(a: Tensor, b: Tensor) -> Tensor:
+        steps = max(len(a), len(b))
+        a, b = (torch.cat([t, t[-1:].expand(steps - len(t), -1)]) for t in (a, b))
+        return torch.where(wins.to(a.device), b, a)
+
+    return Result(
+        x=choose(one.x, other.x),
+        z=choose(one.z, other.z),
+        energy=choose(one.energy, other.energy),
+        trace={name: choose_trace(one.trace[name], other.trace[name]) for name in one.trace},
+        evaluations=one.evaluations + other.evaluations,
+        converged=choose(one.converged, other.converged),
+        reason=[b if won else a for a, b, won in zip(one.reason, other.reason, wins.tolist(), strict=True)],
+    )
+
+
+def _checked_start(energy: Energy, variable: Tensor) -> Tensor:
+    name = f"{energy.space}0"
+    _support.finite(name, _support.batch_of(name, variable, energy.variable_shape))
+    if len(variable) != len(energy):
+        raise ValueError(f"{name}: got {len(variable)} starts for {len(energy)} images; allowed: one for each")
+    return variable
