@@ -1,6 +1,8 @@
-"""Compressed sensing: a flow prior against sparsity, on the same photographs, from the same measurements."""
+"""Compressed sensing: a flow prior against classical priors, on the same photographs, from the same measurements."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,12 @@ from companion import data, evaluate, measure, priors, recover
 from companion.experiments.context import Context
 from companion.experiments.registry import experiment
 
-BASES = ("dct", "wavelet")
-METHODS = ("glow", *(f"lasso-{basis}" for basis in BASES))
+CLASSICAL: dict[str, Callable[..., recover.Result]] = {
+    "lasso-dct": partial(recover.lasso, basis="dct"),
+    "lasso-wavelet": partial(recover.lasso, basis="wavelet"),
+    "tv": recover.tv,
+}
+METHODS = ("glow", *CLASSICAL)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Settings:
         seeds: draws of the matrix and of the noise.
         measurements: numbers of measurements m.
         budget: gradient evaluations allowed for one image, the same for every method.
-        tuned_on: validation images on which the weight of each Lasso is chosen, for every m.
+        tuned_on: validation images on which the weight of each classical method is chosen, for every m.
         weights: the weights to choose from.
     """
 
@@ -52,7 +58,7 @@ class Settings:
             12,
             3,
             (154, 307, 614, 922, 1229, 1536),
-            200,
+            400,
             8,
             (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
         ),
@@ -70,19 +76,19 @@ class Settings:
     },
 )
 def compressed_sensing(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Recovers held-out photographs from m Gaussian measurements, by a flow prior and by two Lassos."""
+    """Recovers held-out photographs from m Gaussian measurements, by a flow prior, two Lassos and total variation."""
     prior = priors.load(settings.prior, context.device)
     truth = _images(settings.data, "test", settings.size, settings.images).to(context.device)
     tuning = _images(settings.data, "validation", settings.size, settings.tuned_on).to(context.device)
     shape = tuple(truth.shape[1:])
     metrics: dict[str, Any] = {"methods": list(METHODS), "m": list(settings.measurements), "n": truth[0].numel()}
-    metrics |= {"weight": {f"lasso-{basis}": [] for basis in BASES}}
+    metrics |= {"weight": {method: [] for method in CLASSICAL}}
     scores: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": [], "evaluations": []}
     recovered = []
     for m in context.progress(settings.measurements, "measurements"):
         chosen = _choose_weights(settings, context, m, tuning)
-        for basis in BASES:
-            metrics["weight"][f"lasso-{basis}"].append(chosen[basis])
+        for method in CLASSICAL:
+            metrics["weight"][method].append(chosen[method])
         drawn: dict[str, list[np.ndarray]] = {name: [] for name in scores}
         for draw in range(settings.seeds):
             seed = 1000 * context.seed + draw
@@ -90,10 +96,8 @@ def compressed_sensing(settings: Settings, context: Context) -> tuple[dict[str, 
             def part(m: int = m, seed: int = seed, chosen: dict[str, float] = chosen) -> tuple[dict, dict]:
                 operator, y = _observe(shape, m, truth, seed)
                 estimates = {"glow": recover.flow_latent(prior, operator, y, max_evaluations=settings.budget)}
-                for basis in BASES:
-                    estimates[f"lasso-{basis}"] = recover.lasso(
-                        operator, y, basis, chosen[basis], max_iterations=settings.budget
-                    )
+                for method, solve in CLASSICAL.items():
+                    estimates[method] = solve(operator, y, weight=chosen[method], max_iterations=settings.budget)
                 context.count_evaluations(int(estimates["glow"].evaluations.sum()))
                 return {}, _arrays(estimates, truth)
 
@@ -127,21 +131,17 @@ def _observe(shape: tuple[int, ...], m: int, truth: Tensor, seed: int) -> tuple[
 
 
 def _choose_weights(settings: Settings, context: Context, m: int, images: Tensor) -> dict[str, float]:
-    """For each basis, the weight with the best mean PSNR on validation images, from measurements of their own."""
+    """For each classical method, the weight with the best mean PSNR on validation images, from other measurements."""
 
     def part() -> tuple[dict, dict]:
         operator, y = _observe(tuple(images.shape[1:]), m, images, 1000 * context.seed + 900)
         best = {}
-        for basis in BASES:
-            scores = {
-                weight: float(
-                    evaluate.psnr(
-                        recover.lasso(operator, y, basis, weight, max_iterations=settings.budget).x, images
-                    ).mean()
-                )
-                for weight in settings.weights
-            }
-            best[basis] = max(scores, key=lambda weight: scores[weight])
+        for method, solve in CLASSICAL.items():
+            scores = {}
+            for weight in settings.weights:
+                x = solve(operator, y, weight=weight, max_iterations=settings.budget).x
+                scores[weight] = float(evaluate.psnr(x, images).mean())
+            best[method] = max(scores, key=lambda weight: scores[weight])
         return best, {}
 
     return context.part(f"m={m}/weights", part).metrics
