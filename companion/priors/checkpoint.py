@@ -1,5 +1,6 @@
-"""Checkpoints: safetensors files that hold a prior's weights, what builds it, and its model card. They cannot run code."""
+"""Checkpoints: safetensors files that hold a prior's weights, what builds it, and its model card. They run no code."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,28 +15,58 @@ from companion.priors.base import Prior
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
-    """Write tensors and JSON facts to `path` in one atomic step: a reader sees the old file or the whole new one."""
+    """Write tensors and JSON facts to `path` in one atomic step: a reader sees the old file or the whole new one.
+
+    A process that is killed meanwhile leaves the old file, and a ``.part`` beside it, which the next writing replaces.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    save_file(tensors, part, metadata={"about": json.dumps(about, sort_keys=True)})
+    facts = json.dumps(about, sort_keys=True)
+    save_file(tensors, part, metadata={"about": facts, "sha256": _digest(tensors, facts)})
     with part.open("rb") as handle:
         os.fsync(handle.fileno())
     part.replace(path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and facts of a file that :func:`write_tensors` wrote; ValueError where it is corrupt or something else."""
+    """Tensors and facts of a file that :func:`write_tensors` wrote.
+
+    Raises ValueError where the file is missing, is something else, or is not, byte for byte, what was written.
+    """
     try:
         with safe_open(path, framework="pt") as handle:
-            about = json.loads((handle.metadata() or {})["about"])
-            return {name: handle.get_tensor(name) for name in handle.keys()}, about  # noqa: SIM118 - no mapping
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(f"checkpoint: {path.name} is corrupt or no checkpoint of this package ({error})") from None
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
+        about = json.loads(metadata["about"])
+        digest = _digest(tensors, metadata["about"])
+        if not isinstance(about, dict) or metadata.get("sha256", digest) != digest:  # other writers may leave it out
+            raise ValueError("its checksum does not match its content")
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        reason = "no facts about the model in it" if isinstance(error, KeyError) else one_line(error)
+        raise ValueError(
+            f"checkpoint: got {path.name}, which is corrupt or no checkpoint of this package ({reason}); "
+            "allowed: a file that this package wrote, unchanged"
+        ) from None
+    return tensors, about
+
+
+def one_line(error: Exception, longest: int = 200) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split())[:longest]
+
+
+def _digest(tensors: dict[str, torch.Tensor], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save(prior: Prior, path: str | Path, card: dict[str, Any] | None = None) -> Path:
-    """Write `prior` to a safetensors file, with the model card `card` (data, licence, budget, scores) if one is given."""
+    """Write `prior` to a safetensors file, with its model card (data, licence, budget, scores) if there is one."""
     path = Path(path)
     write_tensors(path, prior.state_dict(), {"model": type(prior).__name__, "config": prior.config, "card": card or {}})
     return path
@@ -60,7 +91,7 @@ def locate(name: str | Path) -> Path:
 
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> Any:
-    """The prior stored under `name` (or in a file), frozen and in evaluation mode.
+    """The prior stored under `name` (or in a file), frozen and in evaluation mode, in the dtype in which it was saved.
 
     Raises ValueError for an unknown name and for a corrupt file. Its model card is ``prior.card``.
     """
@@ -72,9 +103,14 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Any:
         kind, config = about["model"], about["config"]
         _support.one_of("model", kind, priors.MODELS)
         prior: Prior = priors.MODELS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
+        if len(dtypes) == 1:
+            prior.to(dtypes.pop())
         prior.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint: {path.name} does not fit the model that it names ({first})") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"checkpoint: got {path.name}, whose content does not fit the model that it names ({one_line(error)}); "
+            "allowed: a checkpoint that priors.save wrote"
+        ) from None
     prior.card = about.get("card", {})
     return prior.eval().requires_grad_(False).to(device)

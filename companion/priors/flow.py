@@ -1,6 +1,7 @@
 """Normalizing flows: exact densities and exact inverses on top of any bijection."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,8 @@ class Flow(Prior):
     pixels
         Map from pixels to the flow's input; None where x is no image (points in the plane).
     """
+
+    initialised: Tensor
 
     def __init__(self, shape: tuple[int, ...], bijection: Bijection, pixels: PixelMap | None) -> None:
         super().__init__()
@@ -105,7 +108,8 @@ class Flow(Prior):
     def initialise(self, x: Tensor) -> None:
         """Set the scale and shift of every ActNorm from a batch of training images (once, before training).
 
-        A flow that was initialised, trained or loaded refuses a second initialisation, and so does one batch of constant images.
+        A flow that was initialised, trained or loaded refuses a second initialisation, and a new one refuses
+        NaN and constant images, of which it keeps no trace.
         """
         if bool(self.initialised):
             raise ValueError("initialise: got a flow that is initialised already; allowed: a new flow")
@@ -130,24 +134,24 @@ class Flow(Prior):
         tolerance = tolerance or (1e-4 if x.dtype == torch.float32 else 1e-9)
         if not bool((error <= tolerance).all()):
             warnings.warn(
-                f"round trip off by up to {float(error.max()):.2g} (tolerance {tolerance:.0e}): the flow is ill-conditioned here",
+                f"round trip off by up to {float(error.max()):.2g} (tolerance {tolerance:.0e}): "
+                "the flow is ill-conditioned here",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        stretch = _largest_singular_value(lambda v: self.encode(v), x, iterations)
-        inverse_stretch = _largest_singular_value(lambda v: self.decode(v), z, iterations)
+        stretch = _largest_singular_value(self.encode, x, iterations)
+        inverse_stretch = _largest_singular_value(self.decode, z, iterations)
         return Check(error, log_det, stretch, 1 / inverse_stretch)
 
 
-def _largest_singular_value(function, at: Tensor, iterations: int) -> Tensor:  # type: ignore[no-untyped-def]
+def _largest_singular_value(function: Callable[[Tensor], Tensor], at: Tensor, iterations: int) -> Tensor:
     """Power iteration on JᵀJ of `function` at each row of `at`; [batch]."""
     direction = _support.normal(tuple(at.shape), 0, at)
     value = at.new_zeros(at.shape[0])
     for _ in range(iterations):
         norm = direction.flatten(1).norm(dim=1).clamp_min(torch.finfo(at.dtype).tiny)
         direction = direction / norm.view(-1, *[1] * (at.dim() - 1))
-        _, pushed = torch.func.jvp(function, (at,), (direction,))
+        pushed = torch.func.jvp(function, (at,), (direction,))[1]
         value = pushed.flatten(1).norm(dim=1)
-        _, pull = torch.func.vjp(function, at)
-        (direction,) = pull(pushed)
+        (direction,) = torch.func.vjp(function, at)[1](pushed)
     return value

@@ -23,14 +23,17 @@ class Glow(Flow):
     coupling
         "affine" or "additive".
     conv1x1
-        "rotation" (learned orthogonal matrix, perfectly conditioned), "lu" or "dense" (Kingma & Dhariwal 2018, sec. 3.2).
+        "rotation" (learned orthogonal matrix, perfectly conditioned), "lu" or "dense" (Kingma & Dhariwal 2018,
+        sec. 3.2).
     pixels, bits
         Pixel map ("uniform" or "logit") and number of bits of a pixel (8, or 5 as in Asim et al. 2020).
+    contraction
+        Contraction before the logit map (see :class:`companion.priors.pixels.PixelMap`).
     seed
         Seed of the initial weights.
 
-    Unlike the original, the parts that the splits hand over have the fixed density N(0, I) rather than a learned one, as in
-    Asim et al. 2020: so ‖z‖² / 2 is the negative log-density of the whole latent, up to a constant.
+    Unlike the original, the parts that the splits hand over have the fixed density N(0, I) rather than a learned one,
+    as in Asim et al. 2020: so ‖z‖² / 2 is the negative log-density of the whole latent, up to a constant.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Glow(Flow):
         conv1x1: str = "rotation",
         pixels: str = "uniform",
         bits: int = 8,
+        contraction: float = 0.9,
         seed: int = 0,
     ) -> None:
         _support.count("levels", levels)
@@ -61,7 +65,8 @@ class Glow(Flow):
                 parts += [ChannelMix(channels, conv1x1, own_seed), Coupling(network, coupling)]
             stages.append(Chain(parts))
             channels = channels // 2
-        super().__init__((shape[0], height, wide), MultiScale((shape[0], height, wide), stages), PixelMap(pixels, bits))
+        shape = (shape[0], height, wide)
+        super().__init__(shape, MultiScale(shape, stages), PixelMap(pixels, bits, contraction))
         self.config = {
             "shape": list(shape),
             "levels": levels,
@@ -71,6 +76,7 @@ class Glow(Flow):
             "conv1x1": conv1x1,
             "pixels": pixels,
             "bits": bits,
+            "contraction": contraction,
             "seed": seed,
         }
 
@@ -82,6 +88,7 @@ def check_image_shape(shape: tuple[int, int, int], levels: int) -> tuple[int, in
     unit = 2**levels
     if shape[1] % unit or shape[2] % unit:
         raise ValueError(
-            f"shape: got {shape[1]}×{shape[2]} pixels with {levels} levels; allowed: height and width divisible by {unit}"
+            f"shape: got {shape[1]}×{shape[2]} pixels with {levels} levels; "
+            f"allowed: height and width divisible by {unit}"
         )
     return shape[0], shape[1], shape[2]

@@ -2,10 +2,12 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 
 class ConvConditioner(nn.Sequential):
-    """Glow's three convolutions, 3×3 → 1×1 → 3×3 with ReLU; the last starts at zero, so that a new coupling is the identity."""
+    """Glow's three convolutions, 3×3 → 1×1 → 3×3 with ReLU; the last starts at zero: a new coupling is the identity."""
 
     def __init__(self, inputs: int, outputs: int, width: int, seed: int) -> None:
         layers = [
@@ -14,6 +16,62 @@ class ConvConditioner(nn.Sequential):
             nn.Conv2d(width, width, 1),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, outputs, 3, padding=1),
+        ]
+        super().__init__(*layers)
+        he_initialise(self, seed)
+        zero_last(layers[-1])
+
+
+class ResidualConditioner(nn.Module):
+    """RealNVP's residual network with weight normalisation (Dinh et al. 2017, sec. 3.4; Salimans & Kingma 2016).
+
+    3×3 convolution, `blocks` pre-activated blocks of two 3×3 convolutions, 1×1 convolution that starts at zero. Each
+    weight is w = g v / ‖v‖ per output channel. The hidden values saturate at ±1e6, far beyond anything useful.
+    """
+
+    limit = 1e6
+
+    def __init__(self, inputs: int, outputs: int, width: int, blocks: int, seed: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+            )
+            for _ in range(blocks)
+        )
+        self.last = nn.Conv2d(width, outputs, 1)
+        he_initialise(self, seed)
+        for layer in [m for m in self.modules() if isinstance(m, nn.Conv2d)]:
+            weight_norm(layer)
+        with torch.no_grad():
+            for block in self.blocks:
+                norm_scale([*block.children()][-1]).mul_(blocks**-0.5)  # the sum over blocks keeps the size of one
+            norm_scale(self.last).zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, outputs, h, w] from [batch, inputs, h, w]."""
+        h = self.first(x.clamp(-self.limit, self.limit))
+        for block in self.blocks:
+            h = (h + block(h)).clamp(-self.limit, self.limit)
+        return self.last(F.relu(h))
+
+
+def norm_scale(layer: nn.Module) -> nn.Parameter:
+    """The scale factors g of a layer with weight normalisation."""
+    return layer.parametrizations.weight.original0  # type: ignore[union-attr, return-value]
+
+
+class DenseConditioner(nn.Sequential):
+    """Two hidden layers of `width` SiLU units for vectors; smooth, and zero at first."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, seed: int) -> None:
+        layers = [
+            nn.Linear(inputs, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, outputs),
         ]
         super().__init__(*layers)
         he_initialise(self, seed)
@@ -41,4 +99,12 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-__all__ = ["ConvConditioner", "Tensor", "count_parameters", "he_initialise", "zero_last"]
+__all__ = [
+    "ConvConditioner",
+    "DenseConditioner",
+    "ResidualConditioner",
+    "count_parameters",
+    "he_initialise",
+    "norm_scale",
+    "zero_last",
+]

@@ -1,0 +1,79 @@
+# `make book` renders the book, `make test` checks everything; `make` alone lists the targets.
+
+PYTHON        ?= python3
+PROFILE       ?= quick
+VENV_OPTIONS  ?=
+PIP_OPTIONS   ?=
+TORCH_OPTIONS ?=
+# A machine's own torch serves when the environment can see it; otherwise the locked one is installed.
+TORCH_SPEC    ?= $(if $(findstring system-site,$(VENV_OPTIONS)),$(shell sed -n 's/^ *"\(torch[^"]*\)".*/\1/p' pyproject.toml),$(shell grep '^torch==' requirements.lock))
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS)
+# What the site is made of; folders are listed too, so that a removed page is noticed.
+PAGES := $(shell find _config.yml _toc.yml book/. \( -name __pycache__ -o -name .ipynb_checkpoints -o -name _tools \) -prune -o -print)
+
+.PHONY: help book test lab chapters bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make book      build the site and say where index.html is"
+	@echo "make test      lint, types, import order, tests, every chapter re-run, site checks"
+	@echo "make lab       open the chapters in JupyterLab"
+	@echo "make chapters  re-execute the chapters that changed (PROFILE=quick; FORCE=1 for all)"
+	@echo "make bench     speed and memory beside other libraries"
+	@echo "make clean     remove what was built; keeps .venv"
+	@echo "The first four create .venv when it is missing. Options: see README.md, \"Installing\"."
+
+.venv/.locked: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is missing or older than 3.11. Install Python 3.11 or newer, or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing $$(grep -c == $<) pinned packages into .venv (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(VENV_OPTIONS) .venv || { echo "make: no virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv, then again." >&2; exit 1; }
+	@$(PIP) $(TORCH_OPTIONS) '$(TORCH_SPEC)' && grep -v '^torch==' $< > .venv/without-torch.txt && $(PIP) -r .venv/without-torch.txt \
+		|| { echo "make: the installation stopped (see above). It needs the network and 2 GB of disk once; run the same command again and it goes on." >&2; exit 1; }
+	@touch $@
+
+.venv/.installed: .venv/.locked pyproject.toml
+	@echo "Installing this repository's package into .venv ..."
+	@$(PIP) --no-deps --no-build-isolation --no-index --editable . || { echo "make: the package did not install; is pyproject.toml sound? If .venv is damaged: rm -rf .venv" >&2; exit 1; }
+	@touch $@
+
+# Always all pages: an incremental build would not repeat the warnings of a page that it does not read again.
+_build/.site: .venv/.installed $(PAGES)
+	@echo "Building the site ..."
+	@mkdir -p _build
+	@$(BIN)/jupyter-book build -W -n --keep-going --all --quiet . > _build/site.log || { cat _build/site.log; echo "make: the site has the faults named above; mend them and run again." >&2; exit 1; }
+	@touch $@
+
+book: _build/.site
+	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
+
+test: .venv/.installed
+	@echo "Checking style (ruff) ..."
+	@$(BIN)/ruff check --quiet . || { echo "make: ruff found the faults above; many mend themselves: .venv/bin/ruff check --fix ." >&2; exit 1; }
+	@$(BIN)/ruff format --quiet --check . || { echo "make: some files are not formatted; run: .venv/bin/ruff format ." >&2; exit 1; }
+	@echo "Checking types (mypy) ..."
+	@$(BIN)/mypy --no-error-summary || { echo "make: mend the types named above." >&2; exit 1; }
+	@echo "Checking the direction of imports (import-linter) ..."
+	@$(BIN)/lint-imports > .venv/imports.log || { cat .venv/imports.log; echo "make: imports go one way only; the order is in pyproject.toml, [tool.importlinter]." >&2; exit 1; }
+	@$(MAKE) --no-print-directory _build/.site
+	@echo "Running the tests, every chapter and the site checks (pytest) ..."
+	@$(BIN)/python -m pytest tests book --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=book/_tools/nbval-sanitize.cfg --ignore-glob='*/.ipynb_checkpoints/*' \
+		|| { echo "make: a test failed (see above). Stale chapters are run again by: make chapters" >&2; exit 1; }
+
+lab: .venv/.installed
+	@echo "Opening the chapters in JupyterLab; stop it with Ctrl-C ..."
+	@$(BIN)/jupyter lab book
+
+chapters: .venv/.installed
+	@echo "Re-executing the chapters whose code, stored results or profile changed (profile $(PROFILE)) ..."
+	@$(BIN)/python book/_tools/run_chapters.py --profile '$(PROFILE)' $(if $(FORCE),--force)
+
+bench: .venv/.installed
+	@echo "Measuring speed and memory (benchmarks/) ..."
+	@$(BIN)/python -m benchmarks
+
+clean:
+	@echo "Removing the built site and caches; .venv stays (rm -rf .venv removes it) ..."
+	@rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	@find book companion tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,156 @@
+"""Execute the book's chapters and store their outputs, with what they were made from: `make chapters`.
+
+A chapter is run again when its code, a stored result that it reads, or the profile changed. Convention: a chapter reads
+the experiments and checkpoints whose names stand in its code as string literals: `experiments.load("asim.denoising")`.
+Chapters find the profile in the environment variable COMPANION_PROFILE.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+BOOK = Path(__file__).resolve().parents[1]
+STORE = BOOK.parent / "data"
+RECORD = "companion"  # the notebook's metadata field that holds what a run was made from
+CELL_TIMEOUT = 600  # seconds
+STRING = re.compile(r"""(["'])([A-Za-z0-9][A-Za-z0-9._-]*)\1""")
+
+
+def chapters(book: Path = BOOK) -> list[Path]:
+    """All chapters in reading order; folders and files whose names start with '_' or '.' are not chapters."""
+    paths = book.rglob("*.ipynb")
+    return sorted(p for p in paths if not any(part[0] in "_." for part in p.relative_to(book).parts))
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The code cells in order."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def code_hash(notebook: NotebookNode) -> str:
+    """SHA-256 of the code cells and their borders."""
+    return hashlib.sha256("\0".join(cell.source for cell in code_cells(notebook)).encode()).hexdigest()
+
+
+def stored_hashes(notebook: NotebookNode, store: Path = STORE) -> dict[str, str]:
+    """SHA-256 of each stored file that the chapter's code names, by path below `store`."""
+    names = {match[2] for cell in code_cells(notebook) for match in STRING.finditer(cell.source)}
+    files = [p for n in names for p in (store / "results" / n).glob("*") if p.suffix in {".json", ".npz"}]
+    files += [store / "checkpoints" / f"{n}.safetensors" for n in names]
+    found = sorted(p for p in files if p.is_file())
+    return {p.relative_to(store).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+
+
+def why_stale(notebook: NotebookNode, profile: str, store: Path = STORE) -> str:
+    """Why the chapter has to run again; empty when it has not."""
+    record = notebook.metadata.get(RECORD, {})
+    if [cell.execution_count for cell in code_cells(notebook)] != list(range(1, len(code_cells(notebook)) + 1)):
+        return "not run from top to bottom"
+    if record.get("code") != code_hash(notebook):
+        return "its code changed"
+    if record.get("stored") != stored_hashes(notebook, store):
+        return "a stored result that it reads changed"
+    if record.get("profile") != profile:
+        return f"it was run with profile {record.get('profile')}"
+    return ""
+
+
+def environment() -> dict[str, Any]:
+    """Device and versions that a run is recorded with."""
+    import torch
+
+    import companion
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    packages = {name: version(name) for name in ("torch", "numpy", "matplotlib")}
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"device": device, "versions": {"python": python, "companion": companion.__version__, **packages}}
+
+
+def execute(notebook: NotebookNode, folder: Path, profile: str, store: Path = STORE) -> NotebookNode:
+    """A copy run in a fresh kernel inside `folder`, without times or widget state, with its record.
+
+    Raises nbclient's CellExecutionError when a cell fails, CellTimeoutError when one takes over 10 minutes.
+    """
+    fresh = nbformat.from_dict(notebook)
+    for cell in fresh.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    fresh.metadata.pop("widgets", None)
+    fresh.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    client = NotebookClient(
+        fresh,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        record_timing=False,
+        store_widget_state=False,
+        extra_arguments=["--HistoryManager.enabled=False", "--IPKernelApp.log_level=ERROR"],
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute(env={**os.environ, "COMPANION_PROFILE": profile})
+    fresh.metadata["language_info"] = {"name": "python"}
+    fresh.metadata[RECORD] = {
+        "code": code_hash(fresh),
+        "stored": stored_hashes(fresh, store),
+        "profile": profile,
+        **environment(),
+    }
+    return fresh
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Replace the file in one step, so that an interrupted write leaves the old one whole."""
+    nbformat.validate(notebook)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
+        nbformat.write(notebook, file)
+    os.chmod(file.name, path.stat().st_mode)
+    os.replace(file.name, path)
+
+
+def run(path: Path, profile: str, force: bool, store: Path = STORE) -> bool:
+    """Run one chapter if it is stale; say what was done. False when a cell failed, and then the file is as it was."""
+    notebook = nbformat.read(path, as_version=4)
+    reason = "asked for" if force else why_stale(notebook, profile, store)
+    if not reason:
+        print(f"{path}: up to date")
+        return True
+    print(f"{path}: {reason}; running ...", flush=True)
+    start = time.monotonic()
+    try:
+        write(execute(notebook, path.resolve().parent, profile, store), path)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        print(f"{path}: a cell failed, the file is as it was:\n{error}", file=sys.stderr)
+        return False
+    print(f"{path}: done in {time.monotonic() - start:.0f} s")
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; the exit code is 1 when a chapter failed."""
+    parser = argparse.ArgumentParser(description="Execute the chapters whose code, stored results or profile changed.")
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="chapters (default: all)")
+    parser.add_argument("--profile", choices=["quick", "laptop", "paper"], default="quick")
+    parser.add_argument("--force", action="store_true", help="run also the ones that are up to date")
+    given = parser.parse_args(arguments)
+    for path in given.paths:
+        if not path.is_file():
+            parser.error(f"PATH: got {path}; allowed: an existing .ipynb file")
+    paths = given.paths or [Path(os.path.relpath(p)) for p in chapters()]
+    return 0 if all([run(path, given.profile, given.force) for path in paths]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Backpropagation whose memory does not grow with depth: activations are rebuilt from outputs (Gomez et al. 2017)."""
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from companion.priors.bijections import Bijection, Chain, Coupling, Mapped, split_channels, tangents_possible
+from companion.priors.flow import Flow
+
+AnyFlow = TypeVar("AnyFlow", bound=Flow)
+
+
+def memory_saving(flow: AnyFlow) -> AnyFlow:
+    """The same flow, with backpropagation that keeps the two ends of each chain of steps and nothing in between.
+
+    The backward pass inverts the steps one by one, from the output, and differentiates each of them alone. So memory
+    does not grow with the number of steps; time grows by about a third (one more evaluation of every conditioner).
+
+    The new flow shares all modules, parameters and buffers with `flow`, has the same names in its ``state_dict`` and
+    gives the same values. Where a chain cannot be inverted accurately enough (saturated or ill-conditioned), its
+    gradient is computed the ordinary way, with a RuntimeWarning; so are second derivatives, without one.
+
+    Raises ValueError if `flow` is no Flow.
+    """
+    if not isinstance(flow, Flow):
+        raise ValueError(f"flow: got {type(flow).__name__}; allowed: a companion.priors.Flow")
+    return _with_reversible_chains(flow)
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def _with_reversible_chains(module: Module) -> Module:
+    if type(module) is Chain:
+        chain: Any = module
+        reversible: Any = ReversibleChain(chain)
+        return reversible
+    children = {name: child and _with_reversible_chains(child) for name, child in module._modules.items()}
+    if all(children[name] is child for name, child in module._modules.items()):
+        return module
+    twin = copy.copy(module)  # parameters and buffers stay shared: nn.Module keeps them in dictionaries of their own
+    twin._modules = children
+    return twin
+
+
+class ReversibleChain(Chain):
+    """A chain that rebuilds its activations; it shares the parts of the chain that it is made from."""
+
+    # Largest error of the rebuilt input, relative to the input's own size, at which the gradient is trusted.
+    tolerance: ClassVar = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+    def __init__(self, chain: Chain) -> None:
+        nn.Module.__init__(self)
+        self.parts = chain.parts
+        self.training = chain.training
+
+    def encode(self, x: Tensor) -> Mapped:
+        return self._through(x, "encode")
+
+    def decode(self, z: Tensor) -> Mapped:
+        return self._through(z, "decode")
+
+    def run(self, value: Tensor, direction: str) -> Mapped:
+        """All parts in order, without the final saturation."""
+        total = value.new_zeros(value.shape[0])
+        for part in self.ordered(direction):
+            value, log_det = getattr(part, direction)(value)
+            total = total + log_det
+        return value, total
+
+    def ordered(self, direction: str) -> list[Bijection]:
+        """The parts in the order in which `direction` applies them."""
+        parts: list[Any] = list(self.parts)
+        return parts if direction == "encode" else parts[::-1]
+
+    def _through(self, value: Tensor, direction: str) -> Mapped:
+        learned = [p for p in self.parameters() if p.requires_grad]
+        differentiated = torch.is_grad_enabled() and (value.requires_grad or bool(learned))
+        # torch.func asks for derivatives that rebuilding has not, and autocast rounds too coarsely to rebuild anything
+        if not differentiated or tangents_possible() or torch.is_autocast_enabled(value.device.type):
+            out, log_det = self.run(value, direction)
+        else:
+            out, log_det = _Rebuilding.apply(self, direction, value, *learned)
+        return out.clamp(-self.limit, self.limit), log_det
+
+
+class _Rebuilding(torch.autograd.Function):
+    """A chain as one node of the graph; it keeps its input only to know whether the rebuilt one is right."""
+
+    @staticmethod
+    def forward(ctx: Any, chain: ReversibleChain, direction: str, value: Tensor, *learned: Tensor) -> Mapped:
+        out, log_det = chain.run(value, direction)
+        ctx.chain, ctx.direction, ctx.learned = chain, direction, learned
+        ctx.versions = [p._version for p in learned]
+        ctx.save_for_backward(value, out)
+        return out, log_det
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        value, out = ctx.saved_tensors
+        learned = ctx.learned
+        if ctx.versions != [p._version for p in learned]:
+            raise RuntimeError("memory_saving: parameters were changed between the forward and the backward pass")
+        if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
+            return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det, create_graph=True))
+        grads: dict[Tensor, Tensor | None] = dict.fromkeys(learned)
+        rebuilt, grad = out, grad_out
+        for part in reversed(ctx.chain.ordered(ctx.direction)):
+            rebuilt, grad = _back(part, ctx.direction, rebuilt, grad, grad_log_det, grads)
+        if _agree(rebuilt, value, ctx.chain.tolerance):
+            return (None, None, grad, *grads.values())
+        warnings.warn(
+            "memory_saving: a chain of steps could not be inverted accurately enough here; "
+            "its gradient is computed with all activations kept",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det))
+
+
+def _ordinary(
+    ctx: Any, value: Tensor, grad_out: Tensor, grad_log_det: Tensor, create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """The gradients from the kept input, by a forward pass that keeps all activations."""
+    with torch.enable_grad():
+        start = value if value.requires_grad else value.detach().requires_grad_()
+        ends = ctx.chain.run(start, ctx.direction)
+    return _gradients(ends, (grad_out, grad_log_det), [start, *ctx.learned], create_graph)
+
+
+def _agree(rebuilt: Tensor, value: Tensor, tolerance: dict[torch.dtype, float]) -> bool:
+    """Whether each image was rebuilt: NaN and infinity count as not."""
+    error = (rebuilt - value).flatten(1).norm(dim=1)
+    size = value.flatten(1).norm(dim=1)
+    return bool((error <= tolerance.get(value.dtype, 1e-2) * (size + 1e-6 * value[0].numel() ** 0.5)).all())
+
+
+def _back(
+    part: Any, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, grads: dict[Tensor, Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """Input of one part and the gradient there, from its output; its parameters' gradients go into `grads`."""
+    learned = [p for p in part.parameters() if p in grads]
+    step = _back_coupling if type(part) is Coupling else _back_any
+    value, grad, rest = step(part, direction, out, grad, grad_log_det, learned)
+    for parameter, more in zip(learned, rest, strict=True):
+        before = grads[parameter]
+        grads[parameter] = more if before is None or more is None else before + more
+    return value, grad
+
+
+Back = tuple[Tensor, Tensor, Sequence[Tensor | None]]
+
+
+def _back_any(
+    part: Bijection, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
+) -> Back:
+    inverse: Callable[[Tensor], Mapped] = part.decode if direction == "encode" else part.encode
+    with torch.no_grad():
+        value = inverse(out)[0]
+    with torch.enable_grad():
+        leaf = value.detach().requires_grad_()
+        ends = getattr(part, direction)(leaf)
+    grad, *rest = _gradients(ends, (grad, grad_log_det), [leaf, *learned])
+    return value, grad, rest
+
+
+def _back_coupling(
+    part: Coupling, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
+) -> Back:
+    """A coupling's conditioner sees the half that does not move: one evaluation serves the inverse and the gradient."""
+    there, back = part.forward_moved, part.inverse_moved
+    if direction == "decode":
+        there, back = back, there
+    fixed, moved = split_channels(out)
+    grad_fixed, grad_moved = split_channels(grad)
+    with torch.enable_grad():
+        leaf = fixed.detach().requires_grad_()
+        log_scale, shift = part.condition(leaf)
+        with torch.no_grad():
+            before = back(moved, log_scale, shift)[0]
+        before.requires_grad_()
+        ends = there(before, log_scale, shift)
+    through, grad_before, *rest = _gradients(ends, (grad_moved, grad_log_det), [leaf, before, *learned])
+    return torch.cat([fixed, before.detach()], 1), torch.cat([grad_fixed + through, grad_before], 1), rest
+
+
+def _gradients(
+    ends: Sequence[Tensor], grads: Sequence[Tensor], inputs: list[Tensor], create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Vector-Jacobian product; None for inputs that the ends do not depend on. Constant ends are left out."""
+    pairs = [(end, grad) for end, grad in zip(ends, grads, strict=True) if end.requires_grad]
+    outputs, weights = [end for end, _ in pairs], [grad for _, grad in pairs]
+    return torch.autograd.grad(outputs, inputs, weights, create_graph=create_graph, allow_unused=True)
+
+
+__all__ = ["ReversibleChain", "memory_saving"]

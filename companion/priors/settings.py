@@ -1,0 +1,76 @@
+"""How to train a prior, and what training did."""
+
+import math
+from dataclasses import dataclass, field
+
+from companion import _support
+from companion.priors.precision import PRECISIONS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes
+    ----------
+    steps, batch_size
+        Number of updates, and images in each.
+    learning_rate, warm_up, decay
+        Adam's step size, reached linearly over `warm_up` steps; with `decay` it falls to 0 along a half cosine.
+    clip
+        Largest norm of the gradient.
+    average
+        Decay of the exponential moving average of the weights, which the trained model gets (0: no averaging).
+    flip
+        Mirror half of the images, chosen at random.
+    checkpoint_every, validate_every, patience
+        Steps between checkpoints and between validations; with `patience`, training stops after that many validations
+        without a better score, and the model gets the weights of the best one.
+    precision
+        "float32" (the model's own dtype throughout), or "mixed": on CUDA, conditioners of a flow compute in bfloat16.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warm_up: int = 100
+    decay: bool = True
+    clip: float = 100.0
+    average: float = 0.99
+    flip: bool = False
+    seed: int = 0
+    checkpoint_every: int = 200
+    validate_every: int = 200
+    patience: int | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "validate_every"):
+            _support.count(name, getattr(self, name))
+        _support.count("warm_up", self.warm_up, least=0)
+        _support.count("seed", self.seed, least=0)
+        _support.positive("learning_rate", self.learning_rate)
+        _support.positive("clip", self.clip)
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average: got {self.average!r}; allowed: a number in [0, 1)")
+        if self.patience is not None:
+            _support.count("patience", self.patience)
+        _support.one_of("precision", self.precision, PRECISIONS)
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step."""
+        rise = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay else 1.0
+        return self.learning_rate * rise * fall
+
+
+@dataclass
+class History:
+    """What training did: step and training loss, validation scores, and whether it went on to the last step."""
+
+    steps: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    validated: list[int] = field(default_factory=list)
+    score: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped_early: bool = False

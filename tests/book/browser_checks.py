@@ -1,0 +1,156 @@
+"""What the built pages must keep when a browser opens them from the disk, without a network."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Without a sandbox it also runs as root in a container; the pages it opens are our own files.
+FLAGS = ["--no-sandbox", "--disable-quic", "--disable-dev-shm-usage", "--disable-gpu"]
+PHONE = {"width": 360, "height": 740}
+DESK = {"width": 1280, "height": 900}
+PATIENCE = 120_000  # milliseconds; a busy machine is no fault of the page
+
+
+def executable() -> str | None:
+    """A Chromium on PATH, or None."""
+    return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A running headless Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Visit:
+    """An opened page: what it asked for, what failed, what its scripts complained of."""
+
+    page: Page
+    requests: list[str]
+    failed: list[str]
+    complaints: list[str]
+
+
+@contextmanager
+def visit(context: BrowserContext, path: Path) -> Iterator[Visit]:
+    """Open a file with every other host cut off, and wait until formulas are set."""
+    page = context.new_page()
+    seen = Visit(page, [], [], [])
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("requestfailed", lambda request: seen.failed.append(request.url))
+    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    page.route(lambda url: url.startswith(("http:", "https:", "ws:", "wss:")), lambda route: route.abort())
+    page.goto(path.resolve().as_uri(), wait_until="load")
+    page.evaluate("async () => { if (window.MathJax?.startup) await MathJax.startup.promise }")
+    page.wait_for_timeout(200)  # scripts that start after loading
+    try:
+        yield seen
+    finally:
+        page.close()
+
+
+def no_other_host(seen: Visit) -> list[str]:
+    """Not one request leaves the disk."""
+    return [f"asked for {url[:120]}" for url in seen.requests if not url.startswith(("file:", "data:", "blob:"))]
+
+
+def nothing_missing(seen: Visit) -> list[str]:
+    """No request fails and no script raises."""
+    return [f"failed: {url[:120]}" for url in seen.failed] + [f"script error: {text}" for text in seen.complaints]
+
+
+def formulas_set(seen: Visit) -> list[str]:
+    """MathJax set every formula, and none has an unknown macro or another error."""
+    raw, errors = seen.page.evaluate(
+        """() => [
+            [...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container'))
+                .map(m => m.textContent),
+            // an undefined macro is no merror: MathJax sets its name in red
+            [...document.querySelectorAll('mjx-container merror, mjx-container mtext[mathcolor="red"]')]
+                .map(m => m.textContent),
+        ]"""
+    )
+    return [f"not set: {text[:80]}" for text in raw] + [f"formula error: {text[:80]}" for text in errors]
+
+
+SLIDER_STATE = """input => {
+    const place = input.closest('.cell_output, .output, figure, section') || document.body;
+    return [...place.querySelectorAll('img, svg, canvas')].filter(p => p.getClientRects().length)
+        .map(p => p.tagName + (p.currentSrc || p.outerHTML)).join('|');
+}"""
+SLIDER_MOVE = """(input, value) => {
+    input.value = value;
+    for (const kind of ['input', 'change']) input.dispatchEvent(new Event(kind, {bubbles: true}));
+}"""
+
+
+def sliders_work(seen: Visit) -> list[str]:
+    """Moving a slider from end to end changes the picture beside it, and one picture at least is shown at both ends."""
+    faults = []
+    for number, slider in enumerate(seen.page.query_selector_all("article input[type=range]"), 1):
+        states = []
+        for end in ("min", "max"):
+            slider.evaluate(SLIDER_MOVE, slider.get_attribute(end) or {"min": "0", "max": "100"}[end])
+            seen.page.wait_for_timeout(50)
+            states.append(slider.evaluate(SLIDER_STATE))
+        if states[0] == states[1] or not all(states):
+            faults.append(f"slider {number} changes no picture")
+    return faults
+
+
+LUMINANCE = """() => {
+    const element = document.querySelector('article') || document.body;
+    const number = text => text.match(/[\\d.]+/g).map(Number);
+    const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) => [r, g, b].map(v => linear(v / 255))
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    let behind = element;
+    while (behind && number(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+    const back = behind ? light(number(getComputedStyle(behind).backgroundColor)) : 1;
+    return [light(number(getComputedStyle(element).color)), back];
+}"""
+
+
+def readable_in_both_modes(seen: Visit) -> list[str]:
+    """Text stands out by at least 4.5 to 1 in light and dark mode, and dark mode is dark."""
+    faults = []
+    for mode in ("light", "dark"):
+        seen.page.evaluate("mode => { document.documentElement.dataset.theme = mode }", mode)
+        seen.page.wait_for_timeout(50)
+        text, back = seen.page.evaluate(LUMINANCE)
+        ratio = (max(text, back) + 0.05) / (min(text, back) + 0.05)
+        if ratio < 4.5:
+            faults.append(f"{mode} mode: contrast {ratio:.1f} to 1, not 4.5")
+        if (back > 0.2) != (mode == "light"):
+            faults.append(f"{mode} mode: background of luminance {back:.2f}")
+    return faults
+
+
+def fits_a_phone(seen: Visit) -> list[str]:
+    """At a width of 360 px the page does not scroll sideways."""
+    seen.page.set_viewport_size(PHONE)
+    seen.page.wait_for_timeout(50)
+    width = seen.page.evaluate("() => document.documentElement.scrollWidth")
+    seen.page.set_viewport_size(DESK)
+    return [f"{width} px wide on a phone of {PHONE['width']} px"] if width > PHONE["width"] + 1 else []
+
+
+CHECKS: list[Callable[[Visit], list[str]]] = [
+    no_other_host,
+    nothing_missing,
+    formulas_set,
+    sliders_work,
+    readable_in_both_modes,
+    fits_a_phone,
+]

@@ -1,0 +1,152 @@
+"""Two processes on one machine train as one does."""
+
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+from training_cases import SMALL, model, start, train
+
+from companion import priors
+from companion.priors import Likelihood, Settings, distributed, recipes
+from companion.priors.checkpoint import read_tensors
+
+SHARED = replace(SMALL, steps=12, batch_size=5, checkpoint_every=4, validate_every=4, patience=3)
+
+
+class Slips(Likelihood):
+    """Likelihood whose loss turns into NaN on one of the processes."""
+
+    def losses(self, model, *inputs):
+        (loss,) = super().losses(model, *inputs)
+        return [lambda: loss() * (float("nan") if distributed.rank() == 1 else 1.0)]
+
+
+def _work(rank, folder, ports):
+    """What one of two processes does; its answers go to a file of its own."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0]), "WORLD_SIZE": "2", "RANK": str(rank)}
+    with distributed.process_group() as device:
+        answers = {"device": str(device), "world": distributed.world(), "rank": distributed.rank()}
+        different = model(torch.float64, seed=0)
+        with torch.no_grad():
+            next(different.parameters()).add_(rank)  # the first process's weights count
+        flow, history = train(SHARED, flow=different, checkpoint=folder / f"run{rank}.training")
+        answers |= {"flow": flow.state_dict(), "score": history.score, "stopped": history.stopped_early}
+        # what process 0 wrote is continued by both, from its own folder alone
+        more = replace(SHARED, seed=1)
+        train(more, flow=model(torch.float64), checkpoint=folder / f"more{rank}.training")
+        again, _ = train(more, flow=model(torch.float64), checkpoint=folder / f"more{rank}.training")
+        answers["again"] = again.state_dict()
+        answers["value"] = distributed.from_first(lambda: f"made by {rank}")
+        mixed = [torch.full((2,), rank + 1.0), torch.full((3, 1), rank + 1.0).double(), torch.tensor(rank + 1)]
+        distributed.add_up(mixed)
+        answers["sums"] = [t.unique().tolist() for t in mixed]
+        for name, settings, objective in (
+            ("NaN", SHARED, Slips()),
+            ("tiny batch", replace(SHARED, batch_size=1), None),
+        ):
+            try:
+                train(settings, objective=objective or Likelihood())
+            except (FloatingPointError, ValueError) as error:
+                answers[name] = str(error)
+    os.environ["MASTER_PORT"] = str(ports[1])
+    recipes.RECIPES["digits"] = recipes.Recipe(
+        model={"quick": lambda: model(shape=(1, 8, 8))},
+        data="digits",
+        size=None,
+        objective=Likelihood,
+        settings={"quick": Settings(steps=3, batch_size=5, warm_up=1)},
+    )
+    answers["recipe"] = str(recipes.train_recipe("digits", "quick", out=folder, progress=False))
+    answers["left open"] = torch.distributed.is_initialized()
+    torch.save(answers, folder / f"answers{rank}")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        ports = [free.getsockname()[1] for free in (first, second)]
+    children = [start(_work, rank, folder, ports) for rank in range(2)]
+    for child in children:
+        child.join(120)
+        child.kill()
+    assert [child.exitcode for child in children] == [0, 0]
+    return folder, [torch.load(folder / f"answers{rank}") for rank in range(2)]
+
+
+def test_two_processes_end_with_the_weights_of_one(pair):
+    _, answers = pair
+    alone, history = train(SHARED, flow=model(torch.float64))
+    for answer in answers:
+        assert answer["world"] == 2 and answer["device"] == "cpu"
+        assert answer["score"] == pytest.approx(history.score, rel=1e-9)
+        assert answer["stopped"] == history.stopped_early
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(answer["flow"][name], value, rtol=1e-8, atol=1e-9)
+
+
+def test_both_processes_hold_the_same_weights_bit_for_bit(pair):
+    _, (first, second) = pair
+    for run in ("flow", "again"):
+        assert all(torch.equal(first[run][k], second[run][k]) for k in first[run])
+
+
+def test_the_first_process_alone_writes(pair):
+    folder, (first, second) = pair
+    written = sorted(p.name for p in folder.iterdir() if "answers" not in p.name)
+    assert written == ["digits.safetensors", "more0.training", "run0.training"]
+    assert (first["rank"], second["rank"]) == (0, 1)
+    assert first["value"] == second["value"] == "made by 0"
+
+
+def test_one_process_continues_what_two_began(pair):
+    folder, answers = pair
+    assert read_tensors(folder / "run0.training")[1]["progress"]["step"] == SHARED.steps
+    flow, _ = train(SHARED, flow=model(torch.float64), checkpoint=folder / "run0.training")
+    assert all(torch.equal(answers[0]["flow"][k], v) for k, v in flow.state_dict().items())
+
+
+def test_a_nan_on_one_process_stops_both(pair):
+    for answer in pair[1]:
+        assert answer["NaN"].startswith("step 0: the loss is nan")
+        assert answer["tiny batch"] == "batch_size: got 1; allowed: at least 2, the processes"
+
+
+def test_sums_run_over_both_processes_in_every_dtype(pair):
+    assert pair[1][0]["sums"] == pair[1][1]["sums"] == [[3.0], [3.0], [3]]
+
+
+def test_a_recipe_joins_the_processes_that_a_launcher_started(pair):
+    folder, answers = pair
+    assert [a["recipe"] for a in answers] == [str(folder / "digits.safetensors")] * 2
+    assert not any(a["left open"] for a in answers)
+    assert priors.load(folder / "digits.safetensors").card["data"].startswith("digits")
+
+
+def test_without_a_launcher_nothing_is_shared(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with distributed.process_group("cpu") as device:
+        assert device == torch.device("cpu") and distributed.world() == 1 and distributed.rank() == 0
+    assert distributed.own_rows(7) == slice(0, 7)
+    value = [torch.ones(2)]
+    distributed.add_up(value)
+    distributed.copy_from_first(value)
+    assert torch.equal(value[0], torch.ones(2)) and distributed.from_first(lambda: 3) == 3
+
+
+@pytest.mark.parametrize("total", [2, 3, 7, 8, 64])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_shares_cover_all_rows_once(monkeypatch, total, processes):
+    monkeypatch.setattr(distributed, "world", lambda: processes)
+    covered = []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        share = range(total)[distributed.own_rows(total)]
+        assert abs(len(share) - total / processes) < 1
+        covered += share
+    assert covered == list(range(total))

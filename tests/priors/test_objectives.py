@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.nn import functional as F
+
+from companion.priors import (
+    GAN,
+    VAE,
+    Adversarial,
+    Elbo,
+    PointFlow,
+    PointLikelihood,
+    RealNVP,
+    Settings,
+    WeightNormLikelihood,
+    fit,
+)
+from companion.priors.base import Prior
+from companion.priors.objectives import sliced_wasserstein
+from companion.priors.recipes import RECIPES
+from companion.priors.training import Objective
+
+SHORT = Settings(steps=8, batch_size=6, warm_up=2, checkpoint_every=3, validate_every=4, average=0.5)
+
+
+def images(number: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.rand(number, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def adversarial() -> tuple[Prior, Objective, torch.Tensor]:
+    return GAN(latent_dim=4, width=2), Adversarial(), images(12, (1, 28, 28))
+
+
+def elbo() -> tuple[Prior, Objective, torch.Tensor]:
+    vae = VAE((1, 4, 4), 2, (5,), likelihood="gaussian")
+    return vae, Elbo(), images(12, (1, 4, 4))
+
+
+def points() -> tuple[Prior, Objective, torch.Tensor]:
+    return PointFlow(2, 5), PointLikelihood(), images(12, (2,))
+
+
+def weight_norm() -> tuple[Prior, Objective, torch.Tensor]:
+    flow = RealNVP((1, 4, 4), scales=2, blocks=1, width=3)
+    return flow, WeightNormLikelihood(0.1), images(12, (1, 4, 4))
+
+
+@pytest.mark.parametrize("make", [adversarial, elbo, points, weight_norm])
+def test_a_killed_training_ends_as_an_unbroken_one(make, tmp_path, monkeypatch):
+    model, objective, data = make()
+    whole = fit(model, data, objective, SHORT, validation=data, progress=False)
+    again, objective, _ = make()
+    calls, losses = [], type(objective).losses
+
+    def killed(self, *inputs):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return losses(self, *inputs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(objective), "losses", killed)
+        fit(again, data, objective, SHORT, validation=data, checkpoint=tmp_path / "state", progress=False)
+    third, objective, _ = make()
+    resumed = fit(third, data, objective, SHORT, validation=data, checkpoint=tmp_path / "state", progress=False)
+    assert resumed.score == whole.score and len(calls) == 6
+    for (name, value), other in zip(model.state_dict().items(), third.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+    assert not third.training and not any(p.requires_grad for p in third.parameters())
+
+
+def test_both_players_move_as_in_a_plain_loop():
+    """One update beside binary cross-entropy and Adam written out, in double precision."""
+    data = images(6, (1, 28, 28)).double()
+    settings = Settings(steps=1, batch_size=6, learning_rate=2e-4, warm_up=0, decay=False, average=0.0, clip=1e9)
+    model, plain = (GAN(latent_dim=4, width=2).double() for _ in range(2))
+    seen: list[torch.Tensor] = []
+
+    class Watched(Adversarial):
+        def inputs(self, model, batch, draw):
+            seen.extend(super().inputs(model, batch, draw))
+            return tuple(seen)
+
+    fit(model, data, Watched(), settings, progress=False)
+    real, z = seen
+    fake = plain.decode(z)
+    one, zero = torch.ones(6).double(), torch.zeros(6).double()
+    first = torch.optim.Adam(plain.discriminator.parameters(), 2e-4, (0.5, 0.999))
+    loss = F.binary_cross_entropy_with_logits(plain.discriminate(real), one)
+    (loss + F.binary_cross_entropy_with_logits(plain.discriminate(fake.detach()), zero)).backward()
+    first.step()
+    second = torch.optim.Adam(plain.generator.parameters(), 2e-4, (0.5, 0.999))
+    F.binary_cross_entropy_with_logits(plain.discriminate(fake), one).backward()
+    second.step()
+    for (name, value), other in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_penalty_acts_on_scale_factors_alone():
+    flow, _, data = weight_norm()
+    batch = flow.pixels.dequantise(data, 0)
+    flow.initialise(batch)
+    optimisers = [WeightNormLikelihood(decay).optimisers(flow, SHORT)[0] for decay in (0.0, 0.1)]
+    before = {name: p.detach().clone() for name, p in flow.named_parameters()}
+    after = []
+    for optimiser in optimisers:
+        flow.load_state_dict(flow.state_dict() | before)
+        optimiser.zero_grad()
+        WeightNormLikelihood().losses(flow, batch)[0]().backward()
+        optimiser.step()
+        after.append({name: p.detach().clone() for name, p in flow.named_parameters()})
+    changed = {name for name in before if not torch.equal(after[0][name], after[1][name])}
+    assert changed and all(name.endswith("original0") for name in changed)
+    decay = optimisers[1].param_groups[1]
+    assert decay["weight_decay"] == 0.1 and len(decay["params"]) == sum(n.endswith("original0") for n in before)
+
+
+def test_elbo_is_the_mean_of_the_models_bound():
+    for likelihood in ("bernoulli", "gaussian"):
+        vae = VAE((1, 4, 4), 2, (5,), likelihood=likelihood)
+        x = images(5, (1, 4, 4))
+        inputs = Elbo().inputs(vae, x, torch.Generator().manual_seed(3))
+        assert torch.equal(inputs[0], x) == (likelihood == "bernoulli")
+        assert Elbo().losses(vae, *inputs)[0]() == -vae.elbo_with(*inputs).mean()
+        assert Elbo().score(vae, x) == pytest.approx(
+            -vae.elbo_with(*Elbo().inputs(vae, x, torch.Generator().manual_seed(0))).mean().item()
+        )
+
+
+def test_training_improves_the_scores():
+    steps = Settings(steps=60, batch_size=32, learning_rate=1e-2, warm_up=5, average=0.5, validate_every=20)
+    vae, _, _ = elbo()
+    ramp = torch.linspace(0, 1, 16).view(1, 1, 4, 4).expand(64, -1, -1, -1).contiguous()
+    history = fit(vae, ramp, Elbo(), steps, validation=ramp, progress=False)
+    assert history.score[-1] < history.score[0] - 3
+    assert (vae.decode(vae.encode(ramp[:1])) - ramp[:1]).square().mean() < 0.02  # the ramp's variance is 0.1
+
+
+def test_sliced_wasserstein_is_scipys_distance_along_each_direction():
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(40, 3, generator=draw, dtype=torch.float64) for _ in range(2))
+    directions = F.normalize(torch.randn(3, 20, generator=torch.Generator().manual_seed(7), dtype=torch.float64), dim=0)
+    by_scipy = [stats.wasserstein_distance(x @ d, y @ d) for d in directions.T]
+    assert sliced_wasserstein(x, y, 20, seed=7) == pytest.approx(float(np.mean(by_scipy)), rel=1e-10)
+    assert sliced_wasserstein(x, x.flip(0)) == 0
+    with pytest.raises(ValueError, match="y: got shape"):
+        sliced_wasserstein(x, y[:3])
+
+
+def test_the_stored_checkpoints_fit_in_40_megabytes():
+    bytes_of = {
+        name: 4 * sum(p.numel() for p in recipe.model["laptop"]().parameters()) for name, recipe in RECIPES.items()
+    }
+    assert sum(bytes_of.values()) < 40e6 and max(bytes_of.values()) < 6e6
+
+
+def test_a_negative_penalty_is_refused():
+    with pytest.raises(ValueError, match="decay"):
+        WeightNormLikelihood(-1.0)
