@@ -58,7 +58,7 @@ test: .venv/.installed
 	@$(BIN)/lint-imports > .venv/imports.log || { cat .venv/imports.log; echo "make: imports go one way only; the order is in pyproject.toml, [tool.importlinter]." >&2; exit 1; }
 	@$(MAKE) --no-print-directory _build/.site
 	@echo "Running the tests, every chapter and the site checks (pytest) ..."
-	@$(BIN)/python -m pytest tests book --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=book/_tools/nbval-sanitize.cfg --ignore-glob='*/.ipynb_checkpoints/*' \
+	@$(BIN)/python -m pytest tests book --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=book/_tools/nbval-sanitize.cfg --ignore-glob='*/.ipynb_checkpoints/*' \
 		|| { echo "make: a test failed (see above). Stale chapters are run again by: make chapters" >&2; exit 1; }
 
 lab: .venv/.installed
@@ -70,7 +70,8 @@ chapters: .venv/.installed
 	@$(BIN)/python book/_tools/run_chapters.py --profile '$(PROFILE)' $(if $(FORCE),--force)
 
 bench: .venv/.installed
-	@echo "Measuring speed and memory (benchmarks/) ..."
+	@echo "Measuring speed and memory beside other libraries (benchmarks/); a few minutes ..."
+	@$(PIP) --no-deps -r benchmarks/requirements.txt || { echo "make: the other libraries did not install; this target needs the network once." >&2; exit 1; }
 	@$(BIN)/python -m benchmarks
 
 clean:

@@ -22,8 +22,10 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    facts = json.dumps(about, sort_keys=True)
-    save_file(tensors, part, metadata={"about": facts, "sha256": _digest(tensors, facts)})
+    # one field alone: the file format writes several in no fixed order, and equal content should give equal files
+    facts = json.dumps({**about, "sha256": _digest(tensors, about)}, sort_keys=True)
+    save_file(tensors, part, metadata={"about": facts})
+    part.chmod(0o644)  # the format's writer lets only its owner read, but checkpoints are shared
     with part.open("rb") as handle:
         os.fsync(handle.fileno())
     part.replace(path)
@@ -39,8 +41,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             metadata = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
         about = json.loads(metadata["about"])
-        digest = _digest(tensors, metadata["about"])
-        if not isinstance(about, dict) or metadata.get("sha256", digest) != digest:  # other writers may leave it out
+        if not isinstance(about, dict) or about.pop("sha256", None) != _digest(tensors, about):
             raise ValueError("its checksum does not match its content")
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         reason = "no facts about the model in it" if isinstance(error, KeyError) else one_line(error)
@@ -56,8 +57,8 @@ def one_line(error: Exception, longest: int = 200) -> str:
     return " ".join(str(error).split())[:longest]
 
 
-def _digest(tensors: dict[str, torch.Tensor], facts: str) -> str:
-    digest = hashlib.sha256(facts.encode())
+def _digest(tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -15,13 +15,11 @@ from companion.priors.bijections import (
     Chain,
     ChannelMix,
     Coupling,
-    DenseMatrix,
-    LUMatrix,
     MultiScale,
-    Rotation,
     Squeeze,
     split_channels,
 )
+from companion.priors.matrices import DenseMatrix, LUMatrix, Rotation
 from companion.priors.networks import ConvConditioner
 from companion.priors.pixels import PixelMap
 
