@@ -58,7 +58,7 @@ test: .venv/.installed
 	@$(BIN)/lint-imports > .venv/imports.log || { cat .venv/imports.log; echo "make: imports go one way only; the order is in pyproject.toml, [tool.importlinter]." >&2; exit 1; }
 	@$(MAKE) --no-print-directory _build/.site
 	@echo "Running the tests, every chapter and the site checks (pytest) ..."
-	@$(BIN)/python -m pytest tests book --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=book/_tools/nbval-sanitize.cfg --ignore-glob='*/.ipynb_checkpoints/*' \
+	@$(BIN)/python -m pytest tests book --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=book/_tools/nbval-sanitize.cfg --ignore-glob='*/.ipynb_checkpoints/*' \
 		|| { echo "make: a test failed (see above). Stale chapters are run again by: make chapters" >&2; exit 1; }
 
 lab: .venv/.installed

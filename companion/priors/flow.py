@@ -131,7 +131,8 @@ class Flow(Prior):
         z, log_det = self.encode_with_log_det(x)
         back = self.decode(z)
         error = (back - x).flatten(1).abs().amax(1)
-        tolerance = tolerance or (1e-4 if x.dtype == torch.float32 else 1e-9)
+        if tolerance is None:
+            tolerance = 1e-4 if x.dtype == torch.float32 else 1e-9
         if not bool((error <= tolerance).all()):
             warnings.warn(
                 f"round trip off by up to {float(error.max()):.2g} (tolerance {tolerance:.0e}): "
@@ -141,7 +142,8 @@ class Flow(Prior):
             )
         stretch = _largest_singular_value(self.encode, x, iterations)
         inverse_stretch = _largest_singular_value(self.decode, z, iterations)
-        return Check(error, log_det, stretch, 1 / inverse_stretch)
+        # where decode saturates its derivative is 0: then all that is known of the smallest value is that it is no larger
+        return Check(error, log_det, stretch, torch.minimum(1 / inverse_stretch, stretch))
 
 
 def _largest_singular_value(function: Callable[[Tensor], Tensor], at: Tensor, iterations: int) -> Tensor:

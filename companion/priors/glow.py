@@ -52,6 +52,7 @@ class Glow(Flow):
         _support.count("levels", levels)
         _support.count("steps", steps)
         _support.count("width", width)
+        _support.count("seed", seed, least=0)
         channels, height, wide = check_image_shape(shape, levels)
         stages = []
         for level in range(levels):

@@ -50,6 +50,7 @@ class RealNVP(Flow):
         _support.count("scales", scales)
         _support.count("blocks", blocks)
         _support.count("width", width)
+        _support.count("seed", seed, least=0)
         channels, height, wide = check_image_shape(shape, scales - 1)
         shape = (channels, height, wide)
         build = _Builder(blocks, coupling, seed)

@@ -3,12 +3,14 @@
 import os
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from training_cases import SMALL, model, start, train
+from flow_cases import perturb
+from training_cases import SMALL, model, photos, start, train
 
-from companion import priors
+from companion import data, priors
 from companion.priors import Likelihood, Settings, distributed, recipes
 from companion.priors.checkpoint import read_tensors
 
@@ -29,9 +31,7 @@ def _work(rank, folder, ports):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0]), "WORLD_SIZE": "2", "RANK": str(rank)}
     with distributed.process_group() as device:
         answers = {"device": str(device), "world": distributed.world(), "rank": distributed.rank()}
-        different = model(torch.float64, seed=0)
-        with torch.no_grad():
-            next(different.parameters()).add_(rank)  # the first process's weights count
+        different = perturb(model(torch.float64), 0.1 * rank)  # the first process's weights count
         flow, history = train(SHARED, flow=different, checkpoint=folder / f"run{rank}.training")
         answers |= {"flow": flow.state_dict(), "score": history.score, "stopped": history.stopped_early}
         # what process 0 wrote is continued by both, from its own folder alone
@@ -52,14 +52,15 @@ def _work(rank, folder, ports):
             except (FloatingPointError, ValueError) as error:
                 answers[name] = str(error)
     os.environ["MASTER_PORT"] = str(ports[1])
-    recipes.RECIPES["digits"] = recipes.Recipe(
-        model={"quick": lambda: model(shape=(1, 8, 8))},
-        data="digits",
+    data.load = lambda name, split: SimpleNamespace(images=photos())
+    recipes.RECIPES["small"] = recipes.Recipe(
+        model={"quick": model},
+        data="photos",
         size=None,
         objective=Likelihood,
         settings={"quick": Settings(steps=3, batch_size=5, warm_up=1)},
     )
-    answers["recipe"] = str(recipes.train_recipe("digits", "quick", out=folder, progress=False))
+    answers["recipe"] = str(recipes.train_recipe("small", "quick", out=folder, progress=False))
     answers["left open"] = torch.distributed.is_initialized()
     torch.save(answers, folder / f"answers{rank}")
 
@@ -73,7 +74,7 @@ def pair(tmp_path_factory):
         ports = [free.getsockname()[1] for free in (first, second)]
     children = [start(_work, rank, folder, ports) for rank in range(2)]
     for child in children:
-        child.join(120)
+        child.join(300)
         child.kill()
     assert [child.exitcode for child in children] == [0, 0]
     return folder, [torch.load(folder / f"answers{rank}") for rank in range(2)]
@@ -99,7 +100,7 @@ def test_both_processes_hold_the_same_weights_bit_for_bit(pair):
 def test_the_first_process_alone_writes(pair):
     folder, (first, second) = pair
     written = sorted(p.name for p in folder.iterdir() if "answers" not in p.name)
-    assert written == ["digits.safetensors", "more0.training", "run0.training"]
+    assert written == ["more0.training", "run0.training", "small.safetensors"]
     assert (first["rank"], second["rank"]) == (0, 1)
     assert first["value"] == second["value"] == "made by 0"
 
@@ -123,9 +124,9 @@ def test_sums_run_over_both_processes_in_every_dtype(pair):
 
 def test_a_recipe_joins_the_processes_that_a_launcher_started(pair):
     folder, answers = pair
-    assert [a["recipe"] for a in answers] == [str(folder / "digits.safetensors")] * 2
+    assert [a["recipe"] for a in answers] == [str(folder / "small.safetensors")] * 2
     assert not any(a["left open"] for a in answers)
-    assert priors.load(folder / "digits.safetensors").card["data"].startswith("digits")
+    assert priors.load(folder / "small.safetensors").card["data"].startswith("photos, training split, 40 images")
 
 
 def test_without_a_launcher_nothing_is_shared(monkeypatch):
