@@ -142,7 +142,7 @@ class Flow(Prior):
             )
         stretch = _largest_singular_value(self.encode, x, iterations)
         inverse_stretch = _largest_singular_value(self.decode, z, iterations)
-        # where decode saturates its derivative is 0: then all that is known of the smallest value is that it is no larger
+        # where decode saturates its derivative is 0: all that is known of the smallest value then is this bound
         return Check(error, log_det, stretch, torch.minimum(1 / inverse_stretch, stretch))
 
 
