@@ -26,7 +26,7 @@ class Check:
     stretch, shrink : Tensor
         Largest and smallest singular value of dz/dx, estimated by power iteration (from below and above).
     condition : Tensor
-        stretch / shrink.
+        stretch / shrink; infinite where the flow saturates, and so is constant around the image.
     """
 
     round_trip: Tensor
@@ -36,7 +36,7 @@ class Check:
 
     @property
     def condition(self) -> Tensor:
-        return self.stretch / self.shrink
+        return torch.where(self.shrink > 0, self.stretch / self.shrink, torch.inf)
 
 
 class Flow(Prior):

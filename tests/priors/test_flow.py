@@ -225,8 +225,9 @@ def test_weights_blown_up_40_fold_give_finite_numbers_and_a_warning(coupling, sc
         assert torch.isfinite(value).all()
     with pytest.warns(RuntimeWarning, match="round trip off by up to .*ill-conditioned"):
         report = flow.check(x, iterations=1)
-    for value in (report.round_trip, report.log_det, report.stretch, report.condition):
+    for value in (report.round_trip, report.log_det, report.stretch, report.shrink):
         assert value.shape == (2,) and torch.isfinite(value).all()
+    assert (report.shrink <= report.stretch).all() and (report.condition >= 1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
