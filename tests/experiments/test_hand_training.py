@@ -1,0 +1,55 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from companion import data, experiments, priors
+from companion.experiments.hand.score import tightened
+from companion.experiments.hand.typicality import families
+
+
+def test_typicality_quick_profile(tmp_path):
+    result = experiments.run("hand.typicality", "quick", device="cpu", out=tmp_path)
+    for kind, dims in (("drawings", 784), ("photographs", 3072)):
+        names = result.metrics[kind]["families"]
+        assert result.metrics[kind]["n"] == dims
+        bits = dict(zip(names, result.arrays[f"{kind} bits"], strict=True))
+        assert all(np.isfinite(values).all() and values.shape == (12,) for values in bits.values())
+        # what the chapter teaches: constant images are the likeliest, noise the least likely
+        assert bits["constant"].min() == min(values.min() for values in bits.values())
+        assert bits["snow"].min() > bits["own samples"].max()
+        assert result.arrays[f"{kind} examples"].shape[:2] == (len(names), 3)
+
+
+def test_families_are_what_their_names_say():
+    flow = priors.load("glow-photos32")
+    shown = families(flow, ("photos",), 3, seed=0)
+    base = data.load("photos", "test", size=32)[:3]
+    assert torch.equal(shown["photos"], base) and torch.equal(shown["inverted"], 1 - base)
+    assert torch.equal(shown["shuffled pixels"].flatten(2).sort().values, base.flatten(2).sort().values)
+    assert all(float(x.min()) >= 0 and float(x.max()) <= 1 for x in shown.values())
+    assert float(shown["constant"].flatten(1).std(1).max()) == 0
+
+
+def test_families_refuse_too_few_images():
+    with pytest.raises(ValueError, match="images: got 2"):
+        families(priors.load("glow-photos32"), ("photos",), 2, seed=0)
+
+
+def test_test_score_quick_profile(tmp_path):
+    result = experiments.run("hand.test-score", "quick", device="cpu", out=tmp_path)
+    flow, x = priors.load("glow-photos32"), data.load("photos", "test", size=32)[:16]
+    assert result.metrics["mean bits test"] == pytest.approx(float(flow.bits_per_dim(x, 0).mean()), abs=1e-3)
+    tighter = result.arrays["tighter"]
+    assert tighter.shape == (4, 4) and result.metrics["mean tighter"][-1] <= result.metrics["mean tighter"][0]
+
+
+def test_tightened_bound_of_many_draws_is_the_mean_density():
+    flow = priors.Glow(shape=(1, 8, 8), levels=1, steps=1, width=4, bits=4).double()
+    x = data.load("digits")[:2].double()
+    draw = torch.Generator().manual_seed(3)
+    densities = [flow.log_prob(flow.pixels.dequantise(x, draw)) for _ in range(5)]
+    expected = torch.logsumexp(torch.stack(densities), 0) - math.log(5)
+    expected = -(expected - 64 * math.log(15)) / (64 * math.log(2))
+    assert torch.allclose(tightened(flow, x, 5, seed=3)[-1], expected)
