@@ -1,0 +1,102 @@
+"""The linear theory's quick run: bounds, closed forms, and that both compressed-sensing experiments see one problem."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+
+from companion import data, experiments
+from companion.experiments.asim import compressed_sensing, gaussian_prior
+from companion.experiments.asim import linear_theory as theory
+
+
+@pytest.fixture(scope="module")
+def theorem(tmp_path_factory):
+    return experiments.run("asim.linear-theory", "quick", device="cpu", out=tmp_path_factory.mktemp("theorem"))
+
+
+@pytest.fixture(scope="module")
+def gaussian(tmp_path_factory):
+    return experiments.run("asim.gaussian-prior", "quick", device="cpu", out=tmp_path_factory.mktemp("gaussian"))
+
+
+def test_the_bounds_hold_in_every_case(theorem):
+    arrays, mean = theorem.arrays, theorem.arrays["expected"].mean(2)
+    assert (arrays["expected"] >= arrays["lower"][:, :, None] * (1 - 1e-9)).all()
+    assert (mean <= arrays["sharper"] * (1 + 1e-9)).all()
+    assert (arrays["sharper"] < arrays["upper"]).all()
+    assert theorem.metrics["cases"] == mean.size
+    assert [theorem.metrics[f"{each} holds"] for each in ("lower", "upper", "sharper")] == [mean.size] * 3
+
+
+def test_the_error_over_sampled_images_is_the_expected_one(theorem):
+    gap = theorem.arrays["sampled"] - theorem.arrays["expected"]
+    error = gap.std(2, ddof=1) / np.sqrt(gap.shape[2])
+    assert (np.abs(gap.mean(2)) < 4.5 * error).all()
+    assert (error < 0.2 * theorem.arrays["expected"].mean(2)).all()  # few enough to say something
+
+
+def test_the_minimisers_find_the_closed_forms(theorem):
+    differences = [value for each in theorem.metrics["largest difference"].values() for value in each.values()]
+    assert len(differences) == 2 * len(theorem.metrics["spectra"])
+    assert max(differences) < 1e-4
+
+
+def test_a_flat_spectrum_attains_the_lower_bound_and_the_prediction(theorem):
+    flat = theorem.metrics["spectra"].index("power 0")
+    by_hand = 1 - np.array(theorem.metrics["counts"]) / theorem.metrics["n"]
+    for name in ("lower", "predicted"):
+        np.testing.assert_allclose(theorem.arrays[name][flat], by_hand, rtol=1e-9)
+    np.testing.assert_allclose(theorem.arrays["expected"][flat], np.broadcast_to(by_hand[:, None], (3, 20)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["power 1", "exponential 6", "step 0.05"])
+def test_bounds_and_prediction_by_other_means(name):
+    sigma = theory.spectrum(name, 40)
+    squares = sigma.square().numpy()
+    assert squares.sum() == pytest.approx(1) and (np.diff(squares) <= 0).all()
+    assert theory.lower_bound(sigma, 12) == pytest.approx(squares[12:].sum())
+    assert theory.upper_bound(sigma, 12) == pytest.approx(12 * squares[10:].sum())
+    factors = {k: (1 + k / (12 - k - 1)) * squares[k:].sum() for k in range(11)}
+    assert theory.sharper_bound(sigma, 12) == pytest.approx(min(factors.values()))
+    assert factors[10] == pytest.approx(theory.upper_bound(sigma, 12) * 11 / 12)  # the theorem's, but for one
+    root = optimize.brentq(lambda t: (squares / (squares + np.exp(t))).sum() - 12, -40, 10)
+    kept_out = (squares * np.exp(root) / (squares + np.exp(root))).sum()  # what a ridge of λ = exp(root) loses
+    assert theory.predicted_error(sigma, 12) == pytest.approx(kept_out)
+
+
+def test_a_linear_flow_has_its_singular_values():
+    sigma = theory.spectrum("power 1", 10)
+    factor = theory.LinearFlow.with_singular_values(sigma, 3).factor
+    torch.testing.assert_close(torch.linalg.svdvals(factor), sigma)
+    assert (factor - torch.diag(sigma)).abs().max() > 0.1
+
+
+def test_an_unknown_spectrum_is_refused():
+    with pytest.raises(ValueError, match="name: got 'linear 2'"):
+        theory.spectrum("linear 2", 4)
+
+
+def test_the_gaussian_is_given_the_problems_of_the_flow():
+    images = data.load("photos", split="test", size=32)[:2]
+    operator, y = gaussian_prior._observe(20, images, 2000)
+    other, same = compressed_sensing._observe((3, 32, 32), 20, images, 2000)
+    assert torch.equal(y, same) and torch.equal(operator.matrix(images), other.matrix(images))
+    assert gaussian_prior._observe(20, images, 2001)[1].ne(y).any()
+
+
+def test_the_gaussian_prior_explains_its_own_samples_and_helps_on_images(gaussian):
+    arrays, total = gaussian.arrays, gaussian.arrays["variances"].sum()
+    assert (np.diff(arrays["variances"]) <= 0).all()
+    own, held_out = arrays["error own"].mean((1, 2)), arrays["error held out"].mean((1, 2))
+    assert (np.diff(own) < 0).all() and (np.diff(held_out) < 0).all()  # falling with m
+    sigma = torch.tensor(arrays["variances"]).sqrt()
+    for m, error in zip(gaussian.metrics["m"], own, strict=True):
+        assert theory.lower_bound(sigma, m) < error < total
+    truth = torch.tensor(arrays["truth"]) / 255
+    train = data.load("digits", split="train", size=8)[:]
+    answer_mean = (truth - train.mean(0)).square().flatten(1).sum(1).mean()
+    assert held_out[0] < float(answer_mean)
+    # the covariance, against NumPy's
+    cov = np.cov(train.flatten(1).double().numpy().T, bias=True)
+    np.testing.assert_allclose(arrays["variances"], np.linalg.eigvalsh(cov)[::-1], atol=1e-5)
