@@ -92,9 +92,7 @@ def test_rates_follow_from_the_stored_estimates(plane):
                 fits = [
                     operator(torch.tensor(arrays["x"][0, j, k, part]).double())
                     - operator(torch.tensor(arrays["truth"][part]))
-                    for operator, part in zip(
-                        operators, map(slice, range(0, 8, each), range(each, 9, each)), strict=True
-                    )
+                    for operator, part in zip(operators, parts, strict=True)
                 ]
                 rate = plane.metrics["rates"][name]["lbfgs"][space][how]
                 assert rate["fits"] == pytest.approx(float((torch.cat(fits).abs() <= planar.FITS).double().mean()))
