@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion import data, evaluate, measure, priors, recover
+from companion import data, energy, evaluate, measure, priors, recover
 from companion.experiments.context import Context
 from companion.experiments.registry import experiment
 
@@ -20,7 +20,7 @@ class Settings:
     Attributes:
         prior, data, size: checkpoint, data set and side of its images.
         images: held-out images.
-        budget: evaluations for one image, the same in both spaces.
+        budget: evaluations for one image, the same in every space.
         measurements: numbers of measurements m, with √E‖δ‖² = 0.1.
         image_gammas: weights of −log p(x) for compressed sensing; in latent space γ = 0.
         noisy_m, noise_norms, norm_gammas: m, √E‖δ‖² and weights of ‖z‖ for compressed sensing under noise.
@@ -56,15 +56,15 @@ class Settings:
             "photos",
             32,
             6,
-            80,
+            100,
             (307, 1229),
-            (1e-4, 1e-3, 1e-2),
+            (1e-5, 1e-4, 1e-3, 1e-2),
             1229,
             (1.0,),
             (0.0, 0.1, 1.0),
             (0.05, 0.1),
             (0.1, 0.3, 1.0),
-            (0.005, 0.02, 0.05),
+            (0.005, 0.02),
         ),
         "paper": Settings(
             "glow-flowers64",
@@ -84,7 +84,7 @@ class Settings:
     },
 )
 def image_space(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Recovers held-out photographs by search over latents and over pixels, with equal evaluations."""
+    """Recovers held-out photographs by search over latents, over pixels, or over both in turn, at equal evaluations."""
     prior = priors.load(settings.prior, context.device)
     truth = data.load(settings.data, split="test", size=settings.size)[: settings.images].to(context.device)
     shape = tuple(truth.shape[1:])
@@ -93,7 +93,8 @@ def image_space(settings: Settings, context: Context) -> tuple[dict[str, Any], d
     for m in settings.measurements:
         name = f"m={m}"
         problems[name] = _compressed(shape, m, 0.1, context.seed)
-        runs += [(name, "latent", 0.0, "zero"), *((name, "image", gamma, "zero") for gamma in settings.image_gammas)]
+        runs.append((name, "latent", 0.0, "zero"))
+        runs += [(name, space, gamma, "zero") for space in ("image", "both") for gamma in settings.image_gammas]
     for norm in settings.noise_norms:
         name = f"noise norm={norm:g}"
         problems[name] = _compressed(shape, settings.noisy_m, norm, context.seed)
@@ -110,7 +111,8 @@ def image_space(settings: Settings, context: Context) -> tuple[dict[str, Any], d
         outcome = context.part(f"{name} {space} {gamma:g} from {start}", solve)
         listed.append({"problem": name, "space": space, "gamma": gamma, "start": start} | outcome.metrics)
         psnr.append(outcome.arrays["psnr"])
-        paths.append(outcome.arrays["path"])
+        path = outcome.arrays["path"]  # shorter where all images stopped early: then the last value stays
+        paths.append(np.pad(path, ((0, settings.budget - len(path)), (0, 0)), "edge"))
         recovered.append(outcome.arrays["x"])
     observed = {
         f"observed psnr/{name}": evaluate.psnr(problem.observe(truth, context.seed + 1), truth).numpy()
@@ -139,23 +141,40 @@ def _solve(
     gamma: float,
     start: str,
 ) -> tuple[dict, dict]:
-    """One search for all images, from z = 0 and its image G(0), or from the noisy image and its latent."""
+    """One search for all images, from z = 0 and its image G(0), or from the noisy image and its latent.
+
+    In space "both", the first half of the budget goes to latents with γ = 0, the other to the image that they lead to.
+    """
     y = problem.observe(truth, context.seed + 1)
-    options: dict[str, Any] = {"max_evaluations": settings.budget}
-    options["watch"] = {"psnr": lambda x, z: evaluate.psnr(torch.nan_to_num(x), truth)}
-    noisy = start == "noisy image"
-    if space == "latent":
-        z0 = prior.encode(y) if noisy else None
-        found = recover.flow_latent(prior, problem.operator, y, gamma, z0=z0, **options)
-    else:
-        found = recover.flow_image(prior, problem.operator, y, gamma, x0=y if noisy else None, **options)
-    context.count_evaluations(int(found.evaluations.sum()))
+    x0 = y if start == "noisy image" else None
+    options: dict[str, Any] = {"watch": {"psnr": lambda x, z: evaluate.psnr(torch.nan_to_num(x), truth)}}
+    stages, budget = [], settings.budget
+    if space != "image":
+        spend = budget // 2 if space == "both" else budget
+        z0 = None if x0 is None else prior.encode(x0)
+        weight = gamma if space == "latent" else 0.0
+        stages.append(recover.flow_latent(prior, problem.operator, y, weight, z0=z0, max_evaluations=spend, **options))
+        x0, budget = stages[0].x, budget - spend
+    if space != "latent":
+        stages.append(recover.flow_image(prior, problem.operator, y, gamma, x0=x0, max_evaluations=budget, **options))
+    found, evaluations = stages[-1], torch.stack([stage.evaluations for stage in stages]).sum(0)
+    context.count_evaluations(int(evaluations.sum()))
     psnr = evaluate.psnr(found.x, truth)
+    likelihood = energy.Energy(prior, energy.SquaredMisfit(problem.operator, y), energy.FlowLikelihood(1.0), space="x")
+    with torch.no_grad():
+        point = likelihood.at(found.x)
+        nats, misfit = -point.log_prob, likelihood.misfit(found.x)
     return {
         "mean psnr": round(float(psnr.mean()), 3),
         "converged": int(found.converged.sum()),
-        "mean evaluations": round(float(found.evaluations.double().mean()), 1),
-    }, {"psnr": psnr.numpy(), "path": _path(found, settings.budget), "x": _bytes(found.x[:3])}
+        "mean evaluations": round(float(evaluations.double().mean()), 1),
+        "mean misfit": float(misfit.mean()),
+        "mean negative log-likelihood": float(nats.mean()),
+    }, {
+        "psnr": psnr.numpy(),
+        "path": np.concatenate([_path(stage, int(stage.evaluations.max())) for stage in stages]),
+        "x": _bytes(found.x[:3]),
+    }
 
 
 def _path(found: recover.Result, budget: int) -> np.ndarray:
