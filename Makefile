@@ -35,6 +35,7 @@ help:
 
 .venv/.installed: .venv/.locked pyproject.toml
 	@echo "Installing this repository's package into .venv ..."
+	@$(BIN)/python -c "import matplotlib.font_manager" 2> .venv/fonts.log # else the first chapter would store its message
 	@$(PIP) --no-deps --no-build-isolation --no-index --editable . || { echo "make: the package did not install; is pyproject.toml sound? If .venv is damaged: rm -rf .venv" >&2; exit 1; }
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 from companion.recover.bm3d import bm3d
 from companion.recover.estimators import flow_image, flow_latent, gan_latent
+from companion.recover.gaussian import gaussian_map
 from companion.recover.lasso import lasso
 from companion.recover.linear import pseudo_inverse
 from companion.recover.minimise import METHODS, Result, minimise
@@ -15,6 +16,7 @@ __all__ = [
     "flow_image",
     "flow_latent",
     "gan_latent",
+    "gaussian_map",
     "lasso",
     "minimise",
     "null_space_neighbour",
