@@ -19,6 +19,7 @@ from companion.priors.glow import Glow
 from companion.priors.networks import count_parameters
 from companion.priors.objectives import Adversarial, Elbo, WeightNormLikelihood
 from companion.priors.realnvp import RealNVP
+from companion.priors.state import as_pixels
 from companion.priors.training import Likelihood, Objective, Settings, fit
 from companion.priors.vae import VAE
 
@@ -260,7 +261,7 @@ def _card(
     from companion import data
 
     device = model.like.device
-    images = (test.to(device, model.like.dtype) / (255 if test.dtype == torch.uint8 else 1))[:2000]
+    images = as_pixels(test[:2000], model.like)
     return {
         "name": name,
         "profile": profile,
