@@ -39,6 +39,11 @@ class Recipe:
 
 # drawings: the weaker contraction saves most of the training time (see PixelMap)
 _DRAWING: dict[str, Any] = {"shape": (1, 28, 28), "pixels": "logit", "contraction": 0.999}
+_GLOW_64: dict[str, Callable[[], Prior]] = {
+    "quick": partial(Glow, shape=(3, 64, 64), levels=4, steps=1, width=8),
+    "laptop": partial(Glow, shape=(3, 64, 64), levels=4, steps=8, width=64),
+    "paper": partial(Glow, shape=(3, 64, 64), levels=4, steps=48, width=512, bits=5),  # Asim et al. 2020
+}
 _PHOTO_VAE: dict[str, Any] = {"shape": (3, 32, 32), "kind": "conv", "likelihood": "gaussian"}
 
 
@@ -56,7 +61,15 @@ _MNIST = replace(
 _VAE = Settings(steps=12_000, batch_size=100, learning_rate=1e-3, average=0.999, validate_every=1000)
 _GAN = Settings(steps=6000, batch_size=64, learning_rate=2e-4, warm_up=0, decay=False, average=0.0, validate_every=1000)
 
+_GLOW_64_SETTINGS = {
+    "quick": _short(_PHOTOS_64),
+    "laptop": _PHOTOS_64,
+    "paper": replace(_PHOTOS_64, steps=60_000, batch_size=32, learning_rate=5e-4, warm_up=5000),
+}
+
 RECIPES: dict[str, Recipe] = {
+    "glow-photos64": Recipe(_GLOW_64, "photos", 64, Likelihood, _GLOW_64_SETTINGS),
+    "glow-flowers64": Recipe(_GLOW_64, "flowers", 64, Likelihood, _GLOW_64_SETTINGS),
     "glow-photos32": Recipe(
         model={
             "quick": partial(Glow, shape=(3, 32, 32), levels=3, steps=2, width=16),
@@ -70,21 +83,6 @@ RECIPES: dict[str, Recipe] = {
             "quick": _short(_PHOTOS),
             "laptop": _PHOTOS,
             "paper": replace(_PHOTOS, steps=40_000, batch_size=64, learning_rate=5e-4, warm_up=2000),
-        },
-    ),
-    "glow-photos64": Recipe(
-        model={
-            "quick": partial(Glow, shape=(3, 64, 64), levels=4, steps=1, width=8),
-            "laptop": partial(Glow, shape=(3, 64, 64), levels=4, steps=8, width=64),
-            "paper": partial(Glow, shape=(3, 64, 64), levels=4, steps=48, width=512, bits=5),  # Asim et al. 2020
-        },
-        data="photos",
-        size=64,
-        objective=Likelihood,
-        settings={
-            "quick": _short(_PHOTOS_64),
-            "laptop": _PHOTOS_64,
-            "paper": replace(_PHOTOS_64, steps=60_000, batch_size=32, learning_rate=5e-4, warm_up=5000),
         },
     ),
     "glow-eurosat32": Recipe(
