@@ -7,66 +7,28 @@ faster.
 import json
 import platform
 import sys
-from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from benchmarks.measure import interleaved_medians, kept_mib, peak_mib
-from benchmarks.peers import PEERS, SHAPE, Companion, Model, models
+from benchmarks.measure import Worker, interleaved_medians, kept_mib, milliseconds, peak_mib
+from benchmarks.peers import PEERS, Companion, installed
+from benchmarks.tasks import STEPS, TASKS, THREADS, decoding_and_gradient, density_and_gradient, images, prepare
 
-STEPS, BATCH = 8, 16
 RESULTS = Path(__file__).parent / "results.json"
-
-
-def images() -> Tensor:
-    return torch.rand(BATCH, *SHAPE, generator=torch.Generator().manual_seed(0))
-
-
-def latents() -> Tensor:
-    return torch.randn(BATCH, torch.Size(SHAPE).numel(), generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def density(model: Model) -> None:
-    model.log_prob(images())
-
-
-def density_and_gradient(model: Model) -> None:
-    model.zero_grad()
-    model.log_prob(images()).mean().backward()
-
-
-@torch.no_grad()
-def decoding(model: Model) -> None:
-    model.decode(latents())
-
-
-def decoding_and_gradient(model: Model) -> None:
-    model.decode(latents().requires_grad_()).square().sum().backward()
-
-
-TASKS: dict[str, tuple[Callable[[Model], None], bool]] = {  # what runs, and whether the weights are frozen
-    "log_prob": (density, False),
-    "log_prob and backward": (density_and_gradient, False),
-    "decode": (decoding, True),
-    "decode and gradient in z, frozen": (decoding_and_gradient, True),
-}
 
 
 def compare(rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds and MiB of every library, by task."""
-    built, rows = models(STEPS), {}
-    for task, (run, frozen) in TASKS.items():
-        for model in built.values():
-            model.requires_grad_(not frozen)
-        rows[f"{task}, ms"] = interleaved_medians({n: partial(run, m) for n, m in built.items()}, rounds)
-    for model in built.values():
-        model.requires_grad_(True)
-    rows["kept for backward, MiB"] = {n: kept_mib(m, lambda m=m: m.log_prob(images())) for n, m in built.items()}
+    rows: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(prepare, name)) for name in installed()}
+        for task in TASKS:
+            rows[f"{task}, ms"] = interleaved_medians({n: partial(w, task) for n, w in workers.items()}, rounds)
+        rows["kept for backward, MiB"] = {name: worker("kept") for name, worker in workers.items()}
     return rows
 
 
@@ -85,9 +47,8 @@ def depth(rounds: int) -> dict[str, float]:
     found["peak, K=6, MiB"], found["peak, K=96, MiB"] = peak[6], peak[96]
     found["peak, K=96 / K=6 (below 2)"] = peak[96] / peak[6]
     plain, saving = Companion(STEPS), Companion(STEPS, memory_saving=True)
-    times = interleaved_medians(
-        {"plain": partial(density_and_gradient, plain), "saving": partial(density_and_gradient, saving)}, rounds
-    )
+    tasks = {"plain": partial(density_and_gradient, plain), "saving": partial(density_and_gradient, saving)}
+    times = interleaved_medians({name: partial(milliseconds, task) for name, task in tasks.items()}, rounds)
     found["time, memory-saving / ordinary (at most 1.4)"] = times["saving"] / times["plain"]
     return found
 
@@ -102,7 +63,7 @@ def cpu_model() -> str:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     rows = compare(rounds)
     names = list(next(iter(rows.values())))
     print(f"{'':38}" + "".join(f"{name:>12}" for name in names) + f"{'ratio':>12}")

@@ -6,9 +6,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from companion import priors
-from companion.priors.networks import ConvConditioner
-
 LEVELS, WIDTH, SHAPE = 3, 128, (3, 32, 32)
 
 
@@ -27,6 +24,8 @@ class Companion(Model):
 
     def __init__(self, steps: int, memory_saving: bool = False) -> None:
         super().__init__()
+        from companion import priors  # here, so that the processes of the other libraries are as they are without it
+
         flow = priors.Glow(SHAPE, LEVELS, steps, WIDTH)
         self.flow = priors.memory_saving(flow) if memory_saving else flow
 
@@ -38,7 +37,14 @@ class Companion(Model):
 
 
 def _conditioner(inputs: int, outputs: int) -> nn.Module:
-    return ConvConditioner(inputs, outputs, WIDTH, seed=0)
+    """The layers of our conditioner as a user of another library writes them."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, WIDTH, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(WIDTH, WIDTH, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(WIDTH, outputs, 3, padding=1),
+    )
 
 
 def _level_shapes() -> list[tuple[int, int, int]]:
@@ -73,14 +79,15 @@ class Normflows(Model):
         return self.flow.forward_and_log_det(latents)[0]
 
 
-class _NflowsConditioner(ConvConditioner):
+class _NflowsConditioner(nn.Module):
     """nflows passes a context to its conditioners."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, WIDTH, seed=0)
+        super().__init__()
+        self.layers = _conditioner(inputs, outputs)
 
     def forward(self, fixed: Tensor, context: None = None) -> Tensor:
-        return super().forward(fixed)
+        return self.layers(fixed)
 
 
 class Nflows(Model):
@@ -147,16 +154,20 @@ class Freia(Model):
 PEERS: dict[str, type[Model]] = {"normflows": Normflows, "nflows": Nflows, "FrEIA": Freia}
 
 
-def models(steps: int) -> dict[str, Model]:
-    """Ours and every peer that is installed, each set from one batch where it normalises by data."""
+LIBRARIES: dict[str, type[Model]] = {"companion": Companion, **PEERS}
+
+
+def installed() -> list[str]:
+    """Ours, and every peer that can be imported."""
+    return ["companion", *(name for name in PEERS if importlib.util.find_spec(name))]
+
+
+def build(library: str, steps: int) -> Model:
+    """The Glow of `library`, set from one batch where it normalises by data."""
     torch.manual_seed(0)
-    built: dict[str, Model] = {"companion": Companion(steps)}
-    built |= {name: kind(steps) for name, kind in PEERS.items() if importlib.util.find_spec(name)}
-    first = torch.rand(16, *SHAPE)
-    for model in built.values():
-        with torch.no_grad():
-            model.log_prob(first)
-        for parameter in model.parameters():  # couplings start as the identity: no zero may ease the work
-            parameter.data.add_(0.01 * torch.randn_like(parameter))
-        model.eval()
-    return built
+    model = LIBRARIES[library](steps)
+    with torch.no_grad():
+        model.log_prob(torch.rand(16, *SHAPE))
+    for parameter in model.parameters():  # couplings start as the identity: no zero may ease the work
+        parameter.data.add_(0.01 * torch.randn_like(parameter))
+    return model.eval()

@@ -253,8 +253,13 @@ class Coupling(Bijection):
         h = self.conditioner(fixed)
         if self.kind == "additive":
             return None, self.shift_bound * torch.tanh(h / self.shift_bound)
+        return self.bound(h)
+
+    @classmethod
+    def bound(cls, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-scale s and the shift t that an affine coupling makes of its conditioner's output."""
         raw_scale, raw_shift = h.chunk(2, 1)
-        return torch.tanh(raw_scale), self.shift_bound * torch.tanh(raw_shift / self.shift_bound)
+        return torch.tanh(raw_scale), cls.shift_bound * torch.tanh(raw_shift / cls.shift_bound)
 
     @staticmethod
     def forward_moved(moved: Tensor, log_scale: Tensor | None, shift: Tensor) -> Mapped:
@@ -291,7 +296,8 @@ COUPLINGS = ("affine", "additive")
 def split_channels(x: Tensor) -> tuple[Tensor, Tensor]:
     """The first ⌊c/2⌋ channels and the rest."""
     half = x.shape[1] // 2
-    return x[:, :half], x[:, half:]
+    first, rest = x.split([half, x.shape[1] - half], 1)  # its derivative is one concatenation, that of slices two sums
+    return first, rest
 
 
 class MultiScale(Bijection):

@@ -1,8 +1,9 @@
 """Glow (Kingma & Dhariwal 2018), with flat latents z ~ N(0, I) at every level."""
 
 from companion import _support
-from companion.priors.bijections import Chain, ChannelMix, Coupling, MultiScale, Squeeze
+from companion.priors.bijections import Chain, ChannelMix, MultiScale, Squeeze
 from companion.priors.flow import Flow
+from companion.priors.fused import FusedCoupling
 from companion.priors.networks import ConvConditioner
 from companion.priors.pixels import PixelMap
 
@@ -63,7 +64,7 @@ class Glow(Flow):
                 moved = channels - channels // 2
                 outputs = 2 * moved if coupling == "affine" else moved
                 network = ConvConditioner(channels // 2, outputs, width, own_seed)
-                parts += [ChannelMix(channels, conv1x1, own_seed), Coupling(network, coupling)]
+                parts += [ChannelMix(channels, conv1x1, own_seed), FusedCoupling(network, coupling)]
             stages.append(Chain(parts))
             channels = channels // 2
         shape = (shape[0], height, wide)

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from companion.priors import fused
 from companion.priors.bijections import Bijection, Chain, Coupling, Mapped, split_channels, tangents_possible
 from companion.priors.flow import Flow
+from companion.priors.fused import FusedCoupling
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
@@ -144,7 +146,10 @@ def _back(
 ) -> tuple[Tensor, Tensor]:
     """Input of one part and the gradient there, from its output; its parameters' gradients go into `grads`."""
     learned = [p for p in part.parameters() if p in grads]
-    step = _back_coupling if type(part) is Coupling else _back_any
+    if isinstance(part, FusedCoupling) and part.fusible(out):
+        step = _back_fused
+    else:
+        step = _back_coupling if isinstance(part, Coupling) else _back_any
     value, grad, rest = step(part, direction, out, grad, grad_log_det, learned)
     for parameter, more in zip(learned, rest, strict=True):
         before = grads[parameter]
@@ -186,6 +191,24 @@ def _back_coupling(
         ends = there(before, log_scale, shift)
     through, grad_before, *rest = _gradients(ends, (grad_moved, grad_log_det), [leaf, before, *learned])
     return torch.cat([fixed, before.detach()], 1), torch.cat([grad_fixed + through, grad_before], 1), rest
+
+
+def _back_fused(
+    part: FusedCoupling, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
+) -> Back:
+    """The same without a graph: the derivative is written out."""
+    weights = part.weights()
+    fixed, moved = split_channels(out)
+    conditioned = fused.condition(fixed, weights)
+    value = torch.empty_like(out)
+    value_fixed, value_moved = split_channels(value)
+    value_fixed.copy_(fixed)
+    fused.move("decode" if direction == "encode" else "encode", moved, conditioned, value_moved)
+    image = value_moved if direction == "encode" else moved
+    needed = [any(w is p for p in learned) for w in weights]
+    grad, grads = fused.backward(direction, image, conditioned, grad, grad_log_det, weights, needed)
+    found = {id(w): g for w, g in zip(weights, grads, strict=True)}
+    return value, grad, [found[id(p)] for p in learned]
 
 
 def _gradients(

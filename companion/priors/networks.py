@@ -20,6 +20,9 @@ class ConvConditioner(nn.Sequential):
         super().__init__(*layers)
         he_initialise(self, seed)
         zero_last(layers[-1])
+        for layer in [m for m in layers if isinstance(m, nn.Conv2d)]:
+            # in the layout of the images: else each call copies the weights first
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 class ResidualConditioner(nn.Module):
