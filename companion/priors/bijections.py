@@ -182,12 +182,18 @@ class ChannelMix(Bijection):
         self._kept: tuple[Tensor, Folded] | None = None
 
     def encode(self, x: Tensor) -> Mapped:
-        folded = self.folded()
-        return F.conv2d(x, folded.weight, folded.bias), _per_image(folded.log_det * _sites(x), x)
+        return self.through("encode", x, self.folded())
 
     def decode(self, z: Tensor) -> Mapped:
-        folded = self.folded()
-        return F.conv2d(z, folded.inverse, folded.inverse_bias), _per_image(-folded.log_det * _sites(z), z)
+        return self.through("decode", z, self.folded())
+
+    @staticmethod
+    def through(direction: str, value: Tensor, folded: "Folded") -> Mapped:
+        """Either direction, by convolutions that are folded already."""
+        log_det = _per_image(folded.log_det * _sites(value), value)
+        if direction == "encode":
+            return F.conv2d(value, folded.weight, folded.bias), log_det
+        return F.conv2d(value, folded.inverse, folded.inverse_bias), -log_det
 
     def folded(self) -> "Folded":
         """The 1×1 convolutions of both directions; kept while no gradient of the parameters is wanted.

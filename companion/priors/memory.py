@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from companion.priors import fused
-from companion.priors.bijections import Bijection, Chain, Coupling, Mapped, split_channels, tangents_possible
+from companion.priors.bijections import (
+    Bijection,
+    Chain,
+    ChannelMix,
+    Coupling,
+    Mapped,
+    split_channels,
+    tangents_possible,
+)
 from companion.priors.flow import Flow
 from companion.priors.fused import FusedCoupling
 
@@ -163,14 +171,24 @@ Back = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 def _back_any(
     part: Bijection, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
 ) -> Back:
-    inverse: Callable[[Tensor], Mapped] = part.decode if direction == "encode" else part.encode
+    with torch.enable_grad():
+        there, back = _both_ways(part, direction)
     with torch.no_grad():
-        value = inverse(out)[0]
+        value = back(out)[0]
     with torch.enable_grad():
         leaf = value.detach().requires_grad_()
-        ends = getattr(part, direction)(leaf)
+        ends = there(leaf)
     grad, *rest = _gradients(ends, (grad, grad_log_det), [leaf, *learned])
     return value, grad, rest
+
+
+def _both_ways(part: Bijection, direction: str) -> tuple[Callable[[Tensor], Mapped], Callable[[Tensor], Mapped]]:
+    """A part in `direction` and against it; what both take from the parameters is made once."""
+    other = "decode" if direction == "encode" else "encode"
+    if isinstance(part, ChannelMix):
+        folded = part.folded()
+        return lambda x: part.through(direction, x, folded), lambda x: part.through(other, x, folded)
+    return getattr(part, direction), getattr(part, other)
 
 
 def _back_coupling(
