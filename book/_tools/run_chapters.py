@@ -24,6 +24,7 @@ from nbformat import NotebookNode
 BOOK = Path(__file__).resolve().parents[1]
 STORE = BOOK.parent / "data"
 RECORD = "companion"  # the notebook's metadata field that holds what a run was made from
+PROFILES = ("quick", "laptop", "paper")  # the best last
 CELL_TIMEOUT = 600  # seconds
 STRING = re.compile(r"""(["'])([A-Za-z0-9][A-Za-z0-9._-]*)\1""")
 
@@ -45,9 +46,15 @@ def code_hash(notebook: NotebookNode) -> str:
 
 
 def stored_hashes(notebook: NotebookNode, store: Path = STORE) -> dict[str, str]:
-    """SHA-256 of each stored file that the chapter's code names, by path below `store`."""
+    """SHA-256 of each stored file that the chapter's code names, by path below `store`.
+
+    Of an experiment's results these are the ones of the best profile stored, which ``experiments.load(name)`` reads.
+    """
     names = {match[2] for cell in code_cells(notebook) for match in STRING.finditer(cell.source)}
-    files = [p for n in names for p in (store / "results" / n).glob("*") if p.suffix in {".json", ".npz"}]
+    files = []
+    for folder in (store / "results" / n for n in names):
+        stored = [p for p in PROFILES if (folder / f"{p}.json").is_file()]
+        files += [folder / f"{stored[-1]}{suffix}" for suffix in (".json", ".npz")] if stored else []
     files += [store / "checkpoints" / f"{n}.safetensors" for n in names]
     found = sorted(p for p in files if p.is_file())
     return {p.relative_to(store).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
@@ -142,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit code is 1 when a chapter failed."""
     parser = argparse.ArgumentParser(description="Execute the chapters whose code, stored results or profile changed.")
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="chapters (default: all)")
-    parser.add_argument("--profile", choices=["quick", "laptop", "paper"], default="quick")
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--force", action="store_true", help="run also the ones that are up to date")
     given = parser.parse_args(arguments)
     for path in given.paths:

@@ -42,6 +42,14 @@ def test_stored_files_are_found_by_the_names_in_the_code(store: Path) -> None:
     }
 
 
+def test_of_a_result_only_the_best_profile_counts(store: Path) -> None:
+    folder = store / "results" / "asim.denoising"
+    (folder / "laptop.json").write_text("{}")
+    (folder / "laptop.npz").write_bytes(b"arrays")
+    found = run_chapters.stored_hashes(new_notebook(cells=[new_code_cell("load('asim.denoising')")]), store)
+    assert sorted(found) == ["results/asim.denoising/laptop.json", "results/asim.denoising/laptop.npz"]
+
+
 def test_code_hash_sees_cell_borders_but_not_prose() -> None:
     one, two = new_notebook(cells=[new_code_cell("a\nb")]), new_notebook(cells=[new_code_cell("a"), new_code_cell("b")])
     assert run_chapters.code_hash(one) != run_chapters.code_hash(two)
