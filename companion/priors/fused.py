@@ -168,10 +168,13 @@ class _Fused(torch.autograd.Function):
         if grad is None:
             grad = torch.zeros_like(value)
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            wanted = [t for t, need in zip((value, *weights), needed, strict=True) if need]
-            out, log_det = by_graph(ctx.direction, value, weights)
-            weighed = (out * grad).sum() + (0 if grad_log_det is None else (log_det * grad_log_det).sum())
-            found = iter(torch.autograd.grad(weighed, wanted, create_graph=True))
+            # Partial derivatives: aliases keep out what the input and the weights depend on themselves.
+            inputs = [t.view_as(t) for t in (value, *weights)]
+            ends = by_graph(ctx.direction, inputs[0], inputs[1:])
+            pairs = [(end, g) for end, g in zip(ends, (grad, grad_log_det), strict=True) if g is not None]
+            wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+            outputs, above = [end for end, _ in pairs], [g for _, g in pairs]
+            found = iter(torch.autograd.grad(outputs, wanted, above, create_graph=True))
             return (None, *(next(found) if need else None for need in needed))
         grad_in, grads = backward(
             ctx.direction,

@@ -70,6 +70,26 @@ def test_finite_differences_agree_with_first_and_second_derivatives(direction):
     assert torch.autograd.gradgradcheck(function, (x, *weights))
 
 
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_second_derivatives_of_a_chain_are_those_of_the_ordinary_couplings(direction):
+    """The gradient that a coupling is given depends on its own input here, and the weights are used twice."""
+    fused = coupling(4)
+
+    def curvature(part: Coupling) -> list[Tensor]:
+        x = images(4).requires_grad_()
+        value, total = x, 0
+        for _ in range(3):
+            value, log_det = getattr(part, direction)(value)
+            value, total = value.flip(1), total + log_det
+        loss = value.sin().sum() + total.square().sum()
+        wanted = [x, *part.parameters()]
+        first = torch.autograd.grad(loss, wanted, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), wanted))
+
+    for ours, theirs in zip(curvature(fused), curvature(ordinary(fused)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 class _Direction(torch.nn.Module):
     def __init__(self, part: FusedCoupling, direction: str) -> None:
         super().__init__()
