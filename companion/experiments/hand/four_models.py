@@ -43,7 +43,7 @@ class Settings:
         "laptop": Settings(
             ("mnist", "photos"),
             (
-                ("vae-mnist", "glow-mnist"),
+                ("vae-mnist", "gan-mnist", "realnvp-mnist", "glow-mnist"),
                 ("vae-photos32", "gan-photos32", "glow-photos32"),
             ),
             12,
