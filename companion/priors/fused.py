@@ -18,7 +18,8 @@ from companion.priors.networks import ConvConditioner
 class FusedCoupling(Coupling):
     """The affine :class:`Coupling` with a convolutional conditioner; same values, same derivatives, less time.
 
-    Where the derivative is not written out (``torch.func``, autocast, other conditioners) it is the ordinary coupling.
+    Where the derivative is not written out (``torch.func``, autocast, hooks, other conditioners) it is the ordinary
+    coupling.
     """
 
     def encode(self, x: Tensor) -> Mapped:
@@ -30,12 +31,19 @@ class FusedCoupling(Coupling):
     def fusible(self, value: Tensor) -> bool:
         """Whether the written-out derivative serves."""
         known = self.kind == "affine" and type(self.conditioner) is ConvConditioner
-        return known and not (tangents_possible() or torch.is_autocast_enabled(value.device.type))
+        special = tangents_possible() or torch.is_autocast_enabled(value.device.type)
+        return known and not special and not any(map(_altered, self.conditioner.modules()))
 
     def weights(self) -> list[Tensor]:
         """Weight and bias of each convolution of the conditioner, in order."""
         layers = [layer for layer in self.conditioner.children() if isinstance(layer, nn.Conv2d)]
         return [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
+
+
+def _altered(module: nn.Module) -> bool:
+    """Whether somebody hooked into the module or replaced its forward pass (as mixed precision does)."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 class Conditioned(NamedTuple):

@@ -121,6 +121,16 @@ def test_torch_func_and_other_conditioners_take_the_ordinary_way():
     assert not FusedCoupling(ConvConditioner(2, 3, 4, seed=0), "additive").fusible(x)
 
 
+def test_hooks_of_the_conditioner_are_called():
+    part, x, seen = coupling(), images(), []
+    plain = part.encode(x)[0]
+    handle = part.conditioner[2].register_forward_hook(lambda module, given, answer: seen.append(answer.shape))
+    torch.testing.assert_close(part.encode(x)[0], plain, rtol=1e-12, atol=1e-12)
+    assert len(seen) == 1 and not part.fusible(x)
+    handle.remove()
+    assert part.fusible(x)
+
+
 FREE_AND_TAKE = """
 import resource, torch
 {before}
