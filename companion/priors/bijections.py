@@ -6,7 +6,7 @@ Neither draws random numbers nor changes any state.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,10 @@ class Bijection(nn.Module, ABC):
     @abstractmethod
     def decode(self, z: Tensor) -> Mapped:
         """Map towards the image: (x, log|det dx/dz| of shape [batch])."""
+
+    def decode_only(self, z: Tensor) -> Tensor:
+        """The image of :meth:`decode` alone; overridden where leaving the log-determinant out saves time."""
+        return self.decode(z)[0]
 
     def initialise(self, x: Tensor) -> Tensor:
         """Set data-dependent parameters from one batch `x`, and return the encoded batch; most maps have none."""
@@ -67,6 +71,11 @@ class Chain(Bijection):
             z, log_det = part.decode(z)
             total = total + log_det
         return z.clamp(-self.limit, self.limit), total
+
+    def decode_only(self, z: Tensor) -> Tensor:
+        for part in reversed(self.parts):
+            z = part.decode_only(z)
+        return z.clamp(-self.limit, self.limit)
 
     def initialise(self, x: Tensor) -> Tensor:
         for part in self.parts:
@@ -186,6 +195,10 @@ class ChannelMix(Bijection):
 
     def decode(self, z: Tensor) -> Mapped:
         return self.through("decode", z, self.folded())
+
+    def decode_only(self, z: Tensor) -> Tensor:
+        folded = self.folded()
+        return F.conv2d(z, folded.inverse, folded.inverse_bias)
 
     @staticmethod
     def through(direction: str, value: Tensor, folded: "Folded") -> Mapped:
@@ -334,13 +347,27 @@ class MultiScale(Bijection):
         return torch.cat([*parts, h.flatten(1)], 1), total + log_det
 
     def decode(self, z: Tensor) -> Mapped:
+        log_dets = []
+
+        def through(level: Bijection, h: Tensor) -> Tensor:
+            x, log_det = level.decode(h)
+            log_dets.append(log_det)
+            return x
+
+        x = self._join(z, through)
+        return x, torch.stack(log_dets).sum(0)
+
+    def decode_only(self, z: Tensor) -> Tensor:
+        return self._join(z, lambda level, h: level.decode_only(h))
+
+    def _join(self, z: Tensor, through: Callable[[Bijection, Tensor], Tensor]) -> Tensor:
+        """The image, from the coarsest level to the finest; `through` takes a level's input to its image."""
         sizes = [c * h * w for c, h, w in self.kept]
         parts = [part.view(-1, *kept) for part, kept in zip(z.split(sizes, 1), self.kept, strict=True)]
-        x, total = self.levels[-1].decode(channels_last(parts[-1]))
+        x = through(self.levels[-1], channels_last(parts[-1]))
         for level, part in zip(reversed(self.levels[:-1]), reversed(parts[:-1]), strict=True):
-            x, log_det = level.decode(channels_last(torch.cat([x, part], 1)))
-            total = total + log_det
-        return x, total
+            x = through(level, channels_last(torch.cat([x, part], 1)))
+        return x
 
     def initialise(self, x: Tensor) -> Tensor:
         parts = []

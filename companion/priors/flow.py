@@ -80,7 +80,8 @@ class Flow(Prior):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images x = G(z), [batch, *shape], of latents z, [batch, n]; not clipped to [0, 1]."""
-        return self.decode_with_log_det(z)[0]
+        h = self.bijection.decode_only(self._check_latent(z))
+        return self.pixels.decode_only(h) if self.pixels else h
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, [batch]: log N(G⁻¹(x); 0, I) + log|det dG⁻¹/dx| (Asim et al. 2020, sec. 2).

@@ -23,10 +23,13 @@ class FusedCoupling(Coupling):
     """
 
     def encode(self, x: Tensor) -> Mapped:
-        return _Fused.apply("encode", x, *self.weights()) if self.fusible(x) else super().encode(x)
+        return _Fused.apply("encode", True, x, *self.weights()) if self.fusible(x) else super().encode(x)
 
     def decode(self, z: Tensor) -> Mapped:
-        return _Fused.apply("decode", z, *self.weights()) if self.fusible(z) else super().decode(z)
+        return _Fused.apply("decode", True, z, *self.weights()) if self.fusible(z) else super().decode(z)
+
+    def decode_only(self, z: Tensor) -> Tensor:
+        return _Fused.apply("decode", False, z, *self.weights())[0] if self.fusible(z) else super().decode_only(z)
 
     def fusible(self, value: Tensor) -> bool:
         """Whether the written-out derivative serves."""
@@ -55,10 +58,13 @@ class Conditioned(NamedTuple):
         Input of each convolution.
     bounded : Tensor
         The log-scale s and t / 32, the shift's share of its bound, joined.
+    scale : Tensor
+        exp(s).
     """
 
     taken: list[Tensor]
     bounded: Tensor
+    scale: Tensor
 
 
 def condition(fixed: Tensor, weights: Sequence[Tensor]) -> Conditioned:
@@ -71,16 +77,18 @@ def condition(fixed: Tensor, weights: Sequence[Tensor]) -> Conditioned:
         taken.append(h)
         h = F.conv2d(h, weight, bias, padding=weight.shape[-1] // 2)
     h[:, h.shape[1] // 2 :].div_(Coupling.shift_bound)
-    return Conditioned(taken, h.tanh_())
+    h.tanh_()
+    scale = split_channels(h)[0].clone(memory_format=torch.channels_last).exp_()  # faster on memory without gaps
+    return Conditioned(taken, h, scale)
 
 
 def move(direction: str, moved: Tensor, conditioned: Conditioned, out: Tensor) -> None:
     """Write the moved half of the other side into `out`."""
-    log_scale, shift = split_channels(conditioned.bounded)
+    _, shift = split_channels(conditioned.bounded)
     if direction == "encode":
-        torch.mul(log_scale.exp(), moved, out=out).add_(shift, alpha=Coupling.shift_bound)
+        torch.mul(conditioned.scale, moved, out=out).add_(shift, alpha=Coupling.shift_bound)
     else:
-        torch.sub(moved, shift, alpha=Coupling.shift_bound, out=out).mul_(log_scale.neg().exp_())
+        torch.sub(moved, shift, alpha=Coupling.shift_bound, out=out).div_(conditioned.scale)
 
 
 def backward(
@@ -97,24 +105,24 @@ def backward(
     `image_side` is the moved half on the side of the image, x_b; `grad` and `grad_log_det` are the gradients at the
     coupling's two results.
     """
-    taken, bounded = conditioned
-    log_scale, _ = split_channels(bounded)
+    taken, bounded, scale = conditioned
     grad_in, at = torch.empty_like(grad), torch.empty_like(bounded)
     grad_in_fixed, grad_in_moved = split_channels(grad_in)
     grad_fixed, grad_moved = split_channels(grad)
     at_scale, at_shift = split_channels(at)
+    # `at` is the gradient at (s, t), for the inverse with the sign turned: one pass over the image less
     if direction == "encode":  # z_b = exp(s) x_b + t
-        torch.mul(grad_moved, log_scale.exp(), out=grad_in_moved)
+        sign = 1
+        torch.mul(grad_moved, scale, out=grad_in_moved)
         torch.mul(grad_in_moved, image_side, out=at_scale)
         at_shift.copy_(grad_moved)
-        sign = 1
     else:  # x_b = (z_b − t) exp(−s)
-        torch.mul(grad_moved, log_scale.neg().exp_(), out=grad_in_moved)
-        torch.mul(grad_moved, image_side, out=at_scale).neg_()
-        torch.neg(grad_in_moved, out=at_shift)
         sign = -1
+        torch.div(grad_moved, scale, out=grad_in_moved)
+        torch.mul(grad_moved, image_side, out=at_scale)
+        at_shift.copy_(grad_in_moved)
     if grad_log_det is not None:
-        at_scale.add_(grad_log_det.view(-1, 1, 1, 1), alpha=sign)
+        at_scale.add_(grad_log_det.view(-1, 1, 1, 1))
     # both bounds, s = tanh(h_s) and t = 32 tanh(h_t / 32), have the slope 1 − tanh²
     at = torch.ops.aten.tanh_backward.default(at, bounded)
     grads: list[Tensor | None] = [None] * len(weights)
@@ -135,8 +143,8 @@ def backward(
         )
         if k:  # the gradient is ours alone: overwriting it saves a tensor of the size of the hidden layer
             torch.ops.aten.threshold_backward.grad_input(at, taken[k], 0, grad_input=at)
-    torch.add(grad_fixed, at, out=grad_in_fixed)
-    return grad_in, grads
+    torch.add(grad_fixed, at, alpha=sign, out=grad_in_fixed)
+    return grad_in, grads if sign == 1 else [g if g is None else g.neg_() for g in grads]
 
 
 def by_graph(direction: str, value: Tensor, weights: Sequence[Tensor]) -> Mapped:
@@ -153,26 +161,30 @@ def by_graph(direction: str, value: Tensor, weights: Sequence[Tensor]) -> Mapped
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, direction: str, value: Tensor, *weights: Tensor) -> Mapped:
+    def forward(
+        ctx: Any, direction: str, log_det_wanted: bool, value: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         fixed, moved = split_channels(value)
         conditioned = condition(fixed, weights)
         out = torch.empty_like(value)
         out_fixed, out_moved = split_channels(out)
         out_fixed.copy_(fixed)
         move(direction, moved, conditioned, out_moved)
-        log_det = split_channels(conditioned.bounded)[0].sum((1, 2, 3))
         ctx.direction = direction
         ctx.set_materialize_grads(False)
         image = value if direction == "encode" else out
-        ctx.save_for_backward(value, image, *conditioned.taken, conditioned.bounded, *weights)
+        ctx.save_for_backward(value, image, *conditioned.taken, *conditioned[1:], *weights)
+        if not log_det_wanted:
+            return out, None
+        log_det = split_channels(conditioned.bounded)[0].sum((1, 2, 3))
         return out, log_det if direction == "encode" else -log_det
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_log_det: Tensor | None) -> tuple[Tensor | None, ...]:
         value, image, *rest = ctx.saved_tensors
-        layers = len(rest) // 3
-        taken, bounded, weights = rest[:layers], rest[layers], rest[layers + 1 :]
-        needed = ctx.needs_input_grad[1:]
+        layers = (len(rest) - 2) // 3
+        conditioned, weights = Conditioned(rest[:layers], *rest[layers : layers + 2]), rest[layers + 2 :]
+        needed = ctx.needs_input_grad[2:]
         if grad is None:
             grad = torch.zeros_like(value)
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
@@ -183,14 +195,14 @@ class _Fused(torch.autograd.Function):
             wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
             outputs, above = [end for end, _ in pairs], [g for _, g in pairs]
             found = iter(torch.autograd.grad(outputs, wanted, above, create_graph=True))
-            return (None, *(next(found) if need else None for need in needed))
+            return (None, None, *(next(found) if need else None for need in needed))
         grad_in, grads = backward(
             ctx.direction,
             split_channels(image)[1],
-            Conditioned(taken, bounded),
+            conditioned,
             grad,
             grad_log_det,
             weights,
             needed[1:],
         )
-        return (None, grad_in, *grads)
+        return (None, None, grad_in, *grads)

@@ -74,6 +74,9 @@ class ReversibleChain(Chain):
     def decode(self, z: Tensor) -> Mapped:
         return self._through(z, "decode")
 
+    def decode_only(self, z: Tensor) -> Tensor:
+        return self.decode(z)[0]
+
     def run(self, value: Tensor, direction: str) -> Mapped:
         """All parts in order, without the final saturation."""
         total = value.new_zeros(value.shape[0])

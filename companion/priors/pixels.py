@@ -55,12 +55,13 @@ class PixelMap(Bijection):
     def decode(self, z: Tensor) -> Mapped:
         numel = z[0].numel()
         log_det = z.new_full((z.shape[0],), -numel * math.log((self.levels - 1) / self.levels))
-        if self.kind == "uniform":
-            t = z + 0.5
-        else:
-            t = 0.5 + (torch.sigmoid(z) - 0.5) / self.contraction
+        if self.kind == "logit":
             log_det = log_det - (F.softplus(z) + F.softplus(-z)).flatten(1).sum(1) - numel * math.log(self.contraction)
-        return (self.levels * t - 0.5) / (self.levels - 1), log_det
+        return self.decode_only(z), log_det
+
+    def decode_only(self, z: Tensor) -> Tensor:
+        t = z + 0.5 if self.kind == "uniform" else 0.5 + (torch.sigmoid(z) - 0.5) / self.contraction
+        return (self.levels * t - 0.5) / (self.levels - 1)
 
     def _domain(self) -> tuple[float, float]:
         reach = 0.5 / self.contraction
