@@ -6,6 +6,7 @@ with Ctrl-C. What a command needs is imported when it runs, so that ``companion 
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -119,7 +120,8 @@ def _train(options: argparse.Namespace) -> None:
     one_of("profile", options.profile, PROFILES)
     device = str(resolve_device(options.device))
     stored = priors.train_recipe(options.name, options.profile, out=options.out, device=device, progress=True)
-    print(f"{options.name} {options.profile}: stored in {stored}")
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+        print(f"{options.name} {options.profile}: stored in {stored}")
 
 
 def _fetch(options: argparse.Namespace) -> None:

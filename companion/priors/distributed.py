@@ -1,18 +1,18 @@
-"""Several processes train one model: each takes its rows of the same batch, and their gradients are added up.
+"""Several processes train one model: each takes its rows of the same batch; DistributedDataParallel joins gradients.
 
-Plain collectives stand here in place of ``DistributedDataParallel`` because that class acts through ``forward`` alone,
-while priors are trained through ``log_prob``, ``encode`` and ``decode``, some with two players; and because a sum of
-gradients, each weighted by its share of the rows, equals the gradient of the whole batch even when the shares differ.
-Without a process group every function here is the identity.
+Each process weights its loss by its share of the rows, so that the joined gradient is that of the whole batch even when
+the shares differ. Without a process group every function here is the identity.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -53,28 +53,49 @@ def own_rows(total: int) -> slice:
     return slice(total * rank() // world(), total * (rank() + 1) // world())
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over the processes, in one message per dtype."""
-    if world() > 1:
-        _in_one_message(tensors, distributed.all_reduce)
+class _Players(nn.Module):
+    """Calls a loss of `model` as a forward pass, through which alone DistributedDataParallel acts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, loss_of: Callable[[], Tensor]) -> Tensor:
+        return loss_of()
 
 
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by that of process 0."""
-    if world() > 1:
-        _in_one_message(tensors, lambda flat: distributed.broadcast(flat, 0))
+def players(model: nn.Module, number: int) -> nn.Module:
+    """A function of a loss of `model`: in its backward pass, gradients become their means over the processes.
+
+    `number` is how many losses the model has; where there are two, neither depends on all parameters.
+    """
+    calls = _Players(model)
+    if world() == 1:
+        return calls
+    # a 1×1 kernel lies in memory in two ways that are one: nothing to warn of
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    # buffers: batch normalisation keeps statistics of its own in each process, and those of the first count in the end
+    with warnings.catch_warnings():
+        # the argument that is to take its place is unknown to torch 2.11
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(calls, find_unused_parameters=number > 1, broadcast_buffers=False)
+
+
+def mean(value: Tensor) -> Tensor:
+    """Mean of a number over the processes."""
+    if world() == 1:
+        return value
+    total = value.clone()
+    distributed.all_reduce(total)
+    return total / world()
 
 
 @torch.no_grad()
-def _in_one_message(tensors: Iterable[Tensor], act: Callable[[Tensor], object]) -> None:
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        by_dtype.setdefault(tensor.dtype, []).append(tensor)
-    for group in by_dtype.values():
-        flat = torch.cat([tensor.reshape(-1) for tensor in group])
-        act(flat)
-        for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by that of process 0."""
+    if world() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)
 
 
 def from_first(make: Callable[[], T]) -> T:

@@ -39,6 +39,7 @@ class State:
         objective.prepare(model, self._batch(images)[0])
         distributed.copy_from_first(model.state_dict().values())
         self.optimisers = objective.optimisers(model, settings)
+        self.players = distributed.players(model, len(self.optimisers))
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.best: dict[str, Tensor] = {}  # the average at the best validation; kept where patience asks for it
 
@@ -53,7 +54,8 @@ class State:
     def update(self, images: Tensor) -> float:
         """One update of every player; the first player's loss."""
         rows = distributed.own_rows(self.settings.batch_size)
-        share = (rows.stop - rows.start) / self.settings.batch_size
+        # its mean over the processes is what DistributedDataParallel makes of the gradients
+        share = distributed.world() * (rows.stop - rows.start) / self.settings.batch_size
         inputs = [value[rows] for value in self.objective.inputs(self.model, *self._batch(images))]
         first = math.nan
         for index, (optimiser, loss_of) in enumerate(
@@ -63,11 +65,10 @@ class State:
                 group["lr"] = self.settings.rate(self.step)
             optimiser.zero_grad(set_to_none=True)
             with self._precision():
-                loss = share * loss_of()
+                loss = share * self.players(loss_of)
                 loss.backward()
             learned = [p for g in optimiser.param_groups for p in g["params"] if p.grad is not None]
-            loss = loss.detach()
-            distributed.add_up([loss, *(p.grad for p in learned)])
+            loss = distributed.mean(loss.detach())
             norm = nn.utils.clip_grad_norm_(learned, self.settings.clip)
             # before the optimiser moves: a NaN in the weights could still reach a checkpoint
             if not (torch.isfinite(loss) and torch.isfinite(norm)):

@@ -2,16 +2,18 @@
 
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from flow_cases import perturb
+from flow_cases import perturb, rand
 from training_cases import SMALL, model, photos, start, train
 
 from companion import data, priors
-from companion.priors import Likelihood, Settings, distributed, recipes
+from companion.priors import Adversarial, Likelihood, Settings, distributed, recipes
 from companion.priors.checkpoint import read_tensors
 
 SHARED = replace(SMALL, steps=12, batch_size=5, checkpoint_every=4, validate_every=4, patience=3)
@@ -40,9 +42,12 @@ def _work(rank, folder, ports):
         again, _ = train(more, flow=model(torch.float64), checkpoint=folder / f"more{rank}.training")
         answers["again"] = again.state_dict()
         answers["value"] = distributed.from_first(lambda: f"made by {rank}")
-        mixed = [torch.full((2,), rank + 1.0), torch.full((3, 1), rank + 1.0).double(), torch.tensor(rank + 1)]
-        distributed.add_up(mixed)
-        answers["sums"] = [t.unique().tolist() for t in mixed]
+        answers["mean"] = float(distributed.mean(torch.tensor(rank + 1.0)))
+        digits = (255 * rand(20, 1, 28, 28)).to(torch.uint8)
+        gan = perturb(priors.GAN((1, 28, 28), latent_dim=4, width=4), 0.1 * rank)
+        few = replace(SHARED, patience=None, steps=4)
+        options = {"objective": Adversarial(), "images": digits, "validation": digits}
+        answers["gan"] = train(few, flow=gan, **options)[0].state_dict()
         for name, settings, objective in (
             ("NaN", SHARED, Slips()),
             ("tiny batch", replace(SHARED, batch_size=1), None),
@@ -93,7 +98,7 @@ def test_two_processes_end_with_the_weights_of_one(pair):
 
 def test_both_processes_hold_the_same_weights_bit_for_bit(pair):
     _, (first, second) = pair
-    for run in ("flow", "again"):
+    for run in ("flow", "again", "gan"):
         assert all(torch.equal(first[run][k], second[run][k]) for k in first[run])
 
 
@@ -118,8 +123,8 @@ def test_a_nan_on_one_process_stops_both(pair):
         assert answer["tiny batch"] == "batch_size: got 1; allowed: at least 2, the processes"
 
 
-def test_sums_run_over_both_processes_in_every_dtype(pair):
-    assert pair[1][0]["sums"] == pair[1][1]["sums"] == [[3.0], [3.0], [3]]
+def test_means_run_over_both_processes(pair):
+    assert pair[1][0]["mean"] == pair[1][1]["mean"] == 1.5
 
 
 def test_a_recipe_joins_the_processes_that_a_launcher_started(pair):
@@ -129,15 +134,27 @@ def test_a_recipe_joins_the_processes_that_a_launcher_started(pair):
     assert priors.load(folder / "small.safetensors").card["data"].startswith("photos, training split, 40 images")
 
 
+def test_torchrun_trains_a_recipe_and_one_process_speaks(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "companion.cli", "train", "glow-photos32", "--profile", "quick", "--out", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"glow-photos32 quick: stored in {tmp_path / 'glow-photos32.safetensors'}\n"
+    assert "Warning" not in done.stderr
+    assert priors.load(tmp_path / "glow-photos32.safetensors").card
+
+
 def test_without_a_launcher_nothing_is_shared(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with distributed.process_group("cpu") as device:
         assert device == torch.device("cpu") and distributed.world() == 1 and distributed.rank() == 0
     assert distributed.own_rows(7) == slice(0, 7)
-    value = [torch.ones(2)]
-    distributed.add_up(value)
-    distributed.copy_from_first(value)
-    assert torch.equal(value[0], torch.ones(2)) and distributed.from_first(lambda: 3) == 3
+    value = torch.ones(2)
+    distributed.copy_from_first([value])
+    assert torch.equal(value, torch.ones(2)) and distributed.from_first(lambda: 3) == 3
+    assert distributed.mean(value) is value
+    assert not isinstance(distributed.players(model(), 1), torch.nn.parallel.DistributedDataParallel)
 
 
 @pytest.mark.parametrize("total", [2, 3, 7, 8, 64])
