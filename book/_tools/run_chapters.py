@@ -103,6 +103,7 @@ def execute(notebook: NotebookNode, folder: Path, profile: str, store: Path = ST
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # else a line printed a moment later is an output of its own
         store_widget_state=False,
         extra_arguments=["--HistoryManager.enabled=False", "--IPKernelApp.log_level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
