@@ -145,6 +145,15 @@ def test_curves_use_the_methods_colours_and_explain_their_bars():
     assert ax.get_legend() is None
 
 
+def test_a_logarithmic_axis_labels_as_many_points_as_there_is_room_for():
+    fig = show.curves([25, 50, 100, 200, 300, 400, 500, 750], {"glow": range(8)}, xlabel="m", ylabel="y", logx=True)
+    fig.draw_without_rendering()
+    labels = [tick for tick in fig.axes[0].get_xticklabels() if tick.get_text()]
+    boxes = sorted((tick.get_window_extent() for tick in labels), key=lambda box: box.x0)
+    assert len(labels) >= 5 and labels[0].get_text() == "25"
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+
+
 def test_bars_name_the_number_of_images_where_it_is_known():
     values = {name: np.random.default_rng(0).normal(size=(12, 2)) for name in ("glow", "vae")}
     fig = show.curves([1, 2], values, xlabel="x", ylabel="y", spread="standard error")

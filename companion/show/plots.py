@@ -119,9 +119,19 @@ def _explained(spread: str, counts: set[int | None]) -> str:
 def _ticks(ax: Axes, points: np.ndarray) -> None:
     places = (ax.transData + ax.transAxes.inverted()).transform(np.stack([points, points * 0 + 1], axis=1))[:, 0]
     # Labels of points closer than this, as a fraction of the axis, would run into each other.
-    if len(points) <= 8 and np.diff(np.sort(places)).min(initial=1) > 0.08:
-        ax.set_xticks(points, [f"{value:g}" for value in points])
-        ax.minorticks_off()
+    gap, order = 0.08, np.argsort(places)
+    if len(points) <= 8 and np.diff(places[order]).min(initial=1) > gap:
+        labelled = set(points)
+    elif ax.get_xscale() == "log":  # matplotlib's own labels between the powers of ten run into each other too
+        labelled, last = set(), -1.0
+        for index in order:
+            if places[index] - last > gap:
+                labelled.add(points[index])
+                last = places[index]
+    else:
+        return
+    ax.set_xticks(points, [f"{value:g}" if value in labelled else "" for value in points])
+    ax.minorticks_off()
 
 
 def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], height: float) -> None:
