@@ -98,7 +98,9 @@ def channels_last(x: Tensor) -> Tensor:
 
     On the CPU that is channels-last, which halves the time of a conditioner; elsewhere the layout is left alone.
     """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    if x.device.type != "cpu" or tangents_possible():  # torch.func knows no layouts
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class ActNorm(Bijection):

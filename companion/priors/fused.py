@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from companion.priors.bijections import Coupling, Mapped, split_channels, tangents_possible
 from companion.priors.networks import ConvConditioner
@@ -33,20 +34,37 @@ class FusedCoupling(Coupling):
 
     def fusible(self, value: Tensor) -> bool:
         """Whether the written-out derivative serves."""
-        known = self.kind == "affine" and type(self.conditioner) is ConvConditioner
-        special = tangents_possible() or torch.is_autocast_enabled(value.device.type)
-        return known and not special and not any(map(_altered, self.conditioner.modules()))
+        special = tangents_possible() or torch.is_autocast_enabled(value.device.type) or _has_any_global_hook()
+        if special or self.kind != "affine" or type(self.conditioner) is not ConvConditioner:
+            return False
+        layers = [*self.conditioner.children()]
+        as_built = [type(layer) for layer in layers] == ConvConditioner.layers
+        return as_built and all(map(_plain, layers[::2])) and not any(map(_altered, [self.conditioner, *layers]))
 
     def weights(self) -> list[Tensor]:
         """Weight and bias of each convolution of the conditioner, in order."""
-        layers = [layer for layer in self.conditioner.children() if isinstance(layer, nn.Conv2d)]
-        return [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
+        layers: Any = [*self.conditioner.children()]
+        return [p for layer in layers[::2] for p in (layer.weight, layer.bias)]
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether a convolution is one that :func:`condition` computes."""
+    conv: Any = layer
+    side = conv.kernel_size[0]
+    same = conv.kernel_size == (side, side) and conv.padding == (side // 2, side // 2) and conv.padding_mode == "zeros"
+    return same and conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.bias is not None
 
 
 def _altered(module: nn.Module) -> bool:
     """Whether somebody hooked into the module or replaced its forward pass (as mixed precision does)."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module)
+
+
+def _batched(grad: Tensor | None) -> bool:
+    """Whether many gradients lie in one tensor (``is_grads_batched``, ``vectorize=True``)."""
+    library = torch._C._functorch
+    return grad is not None and (library.is_batchedtensor(grad) or library.is_legacy_batchedtensor(grad))
 
 
 class Conditioned(NamedTuple):
@@ -187,14 +205,18 @@ class _Fused(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         if grad is None:
             grad = torch.zeros_like(value)
-        if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
+        # create_graph: the gradient itself is to be differentiated; or many gradients at once, which writing into
+        # tensors made for one does not allow
+        if torch.is_grad_enabled() or _batched(grad) or _batched(grad_log_det):
             # Partial derivatives: aliases keep out what the input and the weights depend on themselves.
-            inputs = [t.view_as(t) for t in (value, *weights)]
-            ends = by_graph(ctx.direction, inputs[0], inputs[1:])
+            create_graph = torch.is_grad_enabled()
+            with torch.enable_grad():
+                inputs = [t.view_as(t) for t in (value, *weights)]
+                ends = by_graph(ctx.direction, inputs[0], inputs[1:])
             pairs = [(end, g) for end, g in zip(ends, (grad, grad_log_det), strict=True) if g is not None]
             wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
             outputs, above = [end for end, _ in pairs], [g for _, g in pairs]
-            found = iter(torch.autograd.grad(outputs, wanted, above, create_graph=True))
+            found = iter(torch.autograd.grad(outputs, wanted, above, create_graph=create_graph))
             return (None, None, *(next(found) if need else None for need in needed))
         grad_in, grads = backward(
             ctx.direction,

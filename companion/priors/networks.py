@@ -1,5 +1,7 @@
 """Conditioners: the networks inside couplings. They need no inverse, so they may be any network."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,6 +10,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 class ConvConditioner(nn.Sequential):
     """Glow's three convolutions, 3×3 → 1×1 → 3×3 with ReLU; the last starts at zero: a new coupling is the identity."""
+
+    layers: ClassVar = [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]
 
     def __init__(self, inputs: int, outputs: int, width: int, seed: int) -> None:
         layers = [

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from companion import priors
 from companion.priors.bijections import Coupling
 from companion.priors.fused import FusedCoupling
 from companion.priors.networks import ConvConditioner
@@ -129,6 +130,62 @@ def test_hooks_of_the_conditioner_are_called():
     assert len(seen) == 1 and not part.fusible(x)
     handle.remove()
     assert part.fusible(x)
+
+
+def test_global_hooks_are_called():
+    part, x, seen = coupling(), images(), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, given, answer: seen.append(module))
+    part.encode(x)
+    handle.remove()
+    assert part.conditioner[2] in seen and part.fusible(x)
+
+
+CHANGES = {
+    "another activation": lambda conditioner: conditioner.__setitem__(1, nn.SiLU()),
+    "one layer more": lambda conditioner: conditioner.append(nn.Tanh()),
+    "another padding": lambda conditioner: conditioner.__setitem__(
+        0, nn.Conv2d(2, 7, 3, padding=1, padding_mode="reflect")
+    ),
+    "no bias": lambda conditioner: conditioner.__setitem__(2, nn.Conv2d(7, 7, 1, bias=False)),
+    "groups": lambda conditioner: conditioner.__setitem__(2, nn.Conv2d(7, 7, 1, groups=7)),
+    "dilation": lambda conditioner: conditioner.__setitem__(0, nn.Conv2d(2, 7, 3, padding=2, dilation=2)),
+    "weight norm": lambda conditioner: nn.utils.parametrizations.weight_norm(conditioner[2]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_conditioner_is_the_one_that_counts(change):
+    part, x = coupling(), images().requires_grad_()
+    CHANGES[change](part.conditioner)
+    part.double()
+    assert not part.fusible(x)
+    assert torch.equal(part.encode(x)[0], ordinary(part).encode(x)[0])
+
+
+def test_many_gradients_at_once():
+    part, x = coupling(), images().requires_grad_()
+    out, log_det = part.encode(x)
+    many = torch.randn(4, *out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    (together,) = torch.autograd.grad((out, log_det), x, (many, many.sum((2, 3, 4))), is_grads_batched=True)
+    theirs, their_log_det = ordinary(part).encode(x)
+    for one, found in zip(many, together, strict=True):
+        (alone,) = torch.autograd.grad((theirs, their_log_det), x, (one, one.sum((1, 2, 3))), retain_graph=True)
+        torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_torch_func_maps_and_differentiates_a_whole_flow():
+    flow = priors.Glow((1, 8, 8), levels=2, steps=1, width=4).double()
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.1)
+    flow.requires_grad_(False)
+    z = torch.randn(2, 64, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    alone = torch.func.vmap(lambda v: flow.decode(v[None])[0])(z)
+    torch.testing.assert_close(alone, flow.decode(z), rtol=1e-12, atol=1e-12)
+    dense = torch.autograd.functional.jacobian(lambda v: flow.decode(v).sum(0).flatten(), z)
+    torch.testing.assert_close(torch.func.jacfwd(lambda v: flow.decode(v).sum(0).flatten())(z), dense)
+    together = torch.autograd.functional.jacobian(lambda v: flow.decode(v).sum(0).flatten(), z, vectorize=True)
+    torch.testing.assert_close(together, dense)
 
 
 FREE_AND_TAKE = """

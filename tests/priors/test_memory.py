@@ -222,6 +222,35 @@ def test_changed_parameters_are_noticed() -> None:
         loss.backward()
 
 
+def test_parameters_that_others_stand_in_for() -> None:
+    flow = small_glow()
+    found = []
+    for which in (flow, memory_saving(flow)):
+        others = {name: (p.detach() + 0.01).requires_grad_() for name, p in which.named_parameters()}
+        run = torch.func.functional_call(_LogProb(which), {f"flow.{k}": v for k, v in others.items()}, batch(flow))
+        found.append(torch.autograd.grad(run.sum(), list(others.values())))
+    for mine, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+class _LogProb(torch.nn.Module):
+    def __init__(self, flow: priors.Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow.log_prob(x)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["glow-photos32", "glow-mnist"])
+def test_latent_zero_where_searches_start_is_rebuilt(name: str) -> None:
+    flow = memory_saving(priors.load(name))
+    z = torch.zeros(2, flow.latent_dim, requires_grad=True)
+    flow.decode(z).square().sum().backward()
+    assert torch.isfinite(z.grad).all()
+
+
 def test_second_derivatives() -> None:
     flow = small_glow(steps=2)
     found = []
