@@ -43,6 +43,16 @@ def _fail(code: int, message: str) -> int:
     return code
 
 
+def _print(text: str) -> None:
+    """Print on stdout in any encoding; a reader who has seen enough (``companion list | head -1``) is no failure."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        # Python flushes once more as it ends: to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _one_line(message: str) -> str:
     return " ".join(message.split())
 
@@ -74,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", parents=[every], help="train a prior, or resume its training")
     train.add_argument("name", metavar="NAME", help="a recipe; an unknown name lists them")
     train.add_argument("--profile", default="quick", help=f"{_PROFILES} (default: quick)")
-    train.add_argument("--out", type=Path, help="folder for the checkpoint (default: the recipe's own)")
+    train.add_argument("--out", type=Path, help="folder for the checkpoint (default: the package's store)")
+    train.add_argument("--replace", action="store_true", help="replace a stored checkpoint of a larger profile")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     train.set_defaults(command=_train)
 
@@ -90,12 +101,12 @@ def _list(options: argparse.Namespace) -> None:
 
     found = [experiments.describe(name, options.out) for name in experiments.names()]
     if options.json:
-        print(json.dumps(found, indent=1))
+        _print(json.dumps(found, indent=1))
     else:
         for entry in found:
             stored = ", ".join(f"{profile} ({state.partition(':')[0]})" for profile, state in entry["stored"].items())
-            print(f"{entry['name']}: {entry['paper']}, {entry['shows']}\n    {entry['summary']}")
-            print(f"    profiles: {', '.join(entry['profiles'])}; stored: {stored or 'nothing yet'}")
+            _print(f"{entry['name']}: {entry['paper']}, {entry['shows']}\n    {entry['summary']}")
+            _print(f"    profiles: {', '.join(entry['profiles'])}; stored: {stored or 'nothing yet'}")
     damaged = [state for entry in found for state in entry["stored"].values() if state.startswith("damaged")]
     if damaged:
         raise ValueError("; ".join(damaged))
@@ -108,7 +119,7 @@ def _run(options: argparse.Namespace) -> None:
     result = experiments.run(options.name, options.profile, options.device, options.seed, options.out, resume=resume)
     origin = result.provenance
     where = experiments.path(options.name, options.profile, options.out)
-    print(f"{result.name} {result.profile}: {origin.wall_seconds:.1f} s on {origin.device}; stored in {where}")
+    _print(f"{result.name} {result.profile}: {origin.wall_seconds:.1f} s on {origin.device}; stored in {where}")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -119,9 +130,11 @@ def _train(options: argparse.Namespace) -> None:
     one_of("recipe", options.name, priors.recipe_names())
     one_of("profile", options.profile, PROFILES)
     device = str(resolve_device(options.device))
-    stored = priors.train_recipe(options.name, options.profile, out=options.out, device=device, progress=True)
+    stored = priors.train_recipe(
+        options.name, options.profile, out=options.out, device=device, progress=True, replace=options.replace
+    )
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
-        print(f"{options.name} {options.profile}: stored in {stored}")
+        _print(f"{options.name} {options.profile}: stored in {stored}")
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -130,7 +143,7 @@ def _fetch(options: argparse.Namespace) -> None:
     data = import_module("companion.data")
     one_of("data set", options.name, data.names())
     paths = data.fetch(options.name)
-    print(f"{options.name}: {', '.join(map(str, paths)) or 'embedded, nothing to fetch'}")
+    _print(f"{options.name}: {', '.join(map(str, paths)) or 'embedded, nothing to fetch'}")
 
 
 if __name__ == "__main__":

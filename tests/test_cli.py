@@ -36,6 +36,21 @@ def test_run_stores_a_result_and_list_shows_it(tmp_path):
     assert entry["profiles"] == ["quick", "laptop"]
 
 
+def test_a_reader_who_has_gone_is_no_failure(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "companion.cli", "list", "--out", str(tmp_path)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_terminal_without_an_experiments_letters_shows_their_codes(tmp_path):
+    listed, plain = (companion("list", "--out", tmp_path, PYTHONIOENCODING=code) for code in ("utf-8", "ascii"))
+    assert plain.returncode == 0, plain.stderr
+    assert "×" in listed.stdout and plain.stdout == listed.stdout.encode("ascii", "backslashreplace").decode()
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.syspath_prepend(str(TINY))
@@ -94,7 +109,8 @@ def fakes(monkeypatch):
 def test_train_and_fetch_reach_their_modules(fakes, capsys, tmp_path):
     code, out, _ = call(capsys, "train", "a-flow", "--profile", "laptop", "--out", tmp_path, "--device", "cpu")
     assert (code, out) == (0, "a-flow laptop: stored in there.safetensors\n")
-    assert fakes == [(("a-flow", "laptop"), {"out": tmp_path, "device": "cpu", "progress": True})]
+    assert fakes == [(("a-flow", "laptop"), {"out": tmp_path, "device": "cpu", "progress": True, "replace": False})]
+    assert call(capsys, "train", "a-flow", "--replace")[0] == 0 and fakes[1][1]["replace"] is True
     assert call(capsys, "data", "fetch", "mnist")[:2] == (0, "mnist: mnist/a.gz\n")
     assert call(capsys, "data", "fetch", "digits")[:2] == (0, "digits: embedded, nothing to fetch\n")
 

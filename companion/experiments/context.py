@@ -49,7 +49,8 @@ class Context:
         device: where tensors live.
         seed: whole number >= 0 from which every draw of the experiment follows.
         parts: folder of the finished parts.
-        fingerprint: what a finished part must match to be used again (code, settings, seed, kind of device).
+        fingerprint: what a finished part must match to be used again (the package's code, its checkpoints, settings,
+            seed, kind of device).
         evaluations: forward evaluations so far, those of reused parts included.
         seconds_before: time that the reused parts took when they were computed.
     """
@@ -80,7 +81,7 @@ class Context:
         self._names.add(name)
         slug = re.sub(r"[^A-Za-z0-9=.-]+", "_", name)[:60]
         stem = self.parts / f"{slug}-{store.sha256(name.encode())[:8]}"
-        if store.beside(stem, ".json").exists():
+        if store.beside(stem, ".npz").exists():  # written before the JSON
             try:
                 return self._read(stem, name)
             except store.DamagedFile as error:
@@ -90,7 +91,9 @@ class Context:
     def _read(self, stem: Path, name: str) -> Outcome:
         document, arrays = store.read(stem, _PART_FIELDS)
         if document["part"] != name or document["fingerprint"] != self.fingerprint:
-            raise store.DamagedFile(f"{store.beside(stem, '.json')}: made by other code, settings, seed or device")
+            raise store.DamagedFile(
+                f"{store.beside(stem, '.json')}: made by other code, checkpoints, settings, seed or device"
+            )
         self.evaluations += document["evaluations"]
         self.seconds_before += document["seconds"]
         return Outcome(document["metrics"], arrays)

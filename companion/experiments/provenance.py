@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from companion import __version__
-from companion._support import one_of
+from companion._support import one_of, store
 from companion.experiments.store import sha256
 
 
@@ -69,6 +69,13 @@ def versions() -> dict[str, str]:
 def code_hash(source: str) -> str:
     """SHA-256 of source text, the same whether its lines end as on Linux or as on Windows."""
     return sha256(source.replace("\r\n", "\n").encode())
+
+
+def package_hash() -> str:
+    """SHA-256 of the package's modules and of the stored checkpoints, on which every part of a run may rest."""
+    modules, checkpoints = Path(__file__).parents[1], store() / "checkpoints"
+    files = [*sorted(modules.rglob("*.py")), *sorted(checkpoints.glob("*.safetensors"))]
+    return sha256("\n".join(f"{path.name} {sha256(path.read_bytes())}" for path in files).encode())
 
 
 def today() -> str:

@@ -42,6 +42,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 from companion._support import one_of
@@ -99,14 +100,11 @@ def experiment(name: str, *, paper: str, shows: str, profiles: Mapping[str, Any]
         settings_dict(settings)
 
     def register(function: Function) -> Function:
-        known = _registered.get(name)
-        if known and (known.function.__module__, known.function.__qualname__) != (
-            function.__module__,
-            function.__qualname__,
-        ):
-            raise ValueError(
-                f"name: got {name!r}, which {known.function.__module__} has; allowed: a name not taken yet"
-            )
+        known, entry = _declarations().get(name), _registered.get(name)
+        # Of one that is not imported yet, the module alone is known.
+        same_function = entry is None or entry.function.__qualname__ == function.__qualname__
+        if known and not (known.module == function.__module__ and same_function):
+            raise ValueError(f"name: got {name!r}, which {known.module} has; allowed: a name not taken yet")
         declaration = Declaration(
             name=name,
             paper=paper,
@@ -196,5 +194,17 @@ def _first_line(text: str | None) -> str:
 
 def _source(function: Callable[..., Any]) -> str:
     path = Path(inspect.getsourcefile(function) or "")
-    # A function typed into a notebook has no file; its own text stands for its module's.
-    return path.read_text(encoding="utf-8") if path.is_file() else inspect.getsource(function)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    try:
+        # A function typed into a notebook has no file; its own text stands for its module's.
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        # One from standard input has no text either; what Python runs stands for it.
+        return _instructions(function.__code__)
+
+
+def _instructions(code: CodeType) -> str:
+    # repr() of an inner function holds an address, which no two processes share
+    constants = [_instructions(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"

@@ -7,6 +7,7 @@ folder of the caller's. Finished parts of a run lie under ``runs/`` until the re
 import dataclasses
 import json
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ import numpy as np
 from companion._support import count, one_of, store
 from companion.experiments import store as files
 from companion.experiments.context import Context, check_outcome
-from companion.experiments.provenance import Provenance, device_words, resolve_device, today, versions
+from companion.experiments.provenance import (
+    Provenance,
+    device_words,
+    package_hash,
+    resolve_device,
+    today,
+    versions,
+)
 from companion.experiments.registry import PROFILES, declaration, get, settings_dict
 
 SCHEMA = 1
@@ -58,7 +66,8 @@ def run(
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         seed: whole number >= 0.
         out: folder for ``<experiment>/<profile>.json`` and ``.npz``; the package's own store by default.
-        resume: use the finished parts of an earlier run that was stopped.
+        resume: use the finished parts of an earlier run that was stopped, if it had the same package code, checkpoints,
+            settings, seed and kind of device.
 
     Raises:
         ValueError: for an unknown name, profile or device, a seed that is not a whole number >= 0, or a folder that
@@ -68,12 +77,16 @@ def run(
     one_of("profile", profile, entry.declaration.profiles)
     count("seed", seed, least=0)
     where = resolve_device(device)
-    _check_writable(_stem(name, profile, out).parent)
+    stem = _stem(name, profile, out)
+    parts = _runs(out) / name / profile / "parts"
+    for folder in (stem.parent, parts):
+        _check_writable(folder)
     settings = entry.settings[profile]
     recorded = settings_dict(settings)
     code = entry.declaration.code_sha256
-    fingerprint = files.sha256(json.dumps([code, recorded, seed, where.type], sort_keys=True).encode())
-    parts = _runs(out) / name / profile / "parts"
+    # The package's hash is the parts' alone: a stored result is stale where its experiment's own module has changed.
+    basis = [code, package_hash(), recorded, seed, where.type]
+    fingerprint = files.sha256(json.dumps(basis, sort_keys=True).encode())
     if not resume:
         shutil.rmtree(parts, ignore_errors=True)
 
@@ -99,8 +112,8 @@ def run(
         "metrics": outcome.metrics,
         "provenance": dataclasses.asdict(provenance),
     }
-    files.write(_stem(name, profile, out), document, outcome.arrays)
-    # Kept parts would answer a later run after a change to the solvers, which the experiment's own hash does not see.
+    files.write(stem, document, outcome.arrays)
+    # Kept parts would answer the next run, which is asked for to compute anew.
     shutil.rmtree(parts.parent, ignore_errors=True)
     return load(name, profile, out)
 
@@ -160,6 +173,8 @@ def path(name: str, profile: str, out: str | Path | None = None) -> Path:
 
 
 def _stem(name: str, profile: str, out: str | Path | None) -> Path:
+    if out is not None and not isinstance(out, str | Path):
+        raise ValueError(f"out: got {out!r}; allowed: a folder as text or pathlib.Path, or None")
     return (store() / "results" if out is None else Path(out)) / name / profile
 
 
@@ -167,6 +182,7 @@ def _check_writable(folder: Path) -> None:
     # Asked before the work, so that no long run ends with nowhere to go.
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"out: got {folder} ({type(error).__name__}); allowed: a folder that can be written") from None
 

@@ -1,6 +1,6 @@
 """Stored numbers that say when they are damaged: a JSON document beside the .npz of its arrays.
 
-Each file is written whole or not at all, carries a checksum, and is read without pickles.
+Each pair is written whole or not at all, carries checksums, and is read without pickles.
 """
 
 import hashlib
@@ -8,13 +8,16 @@ import io
 import json
 import math
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+
+Fields = Mapping[str, type | tuple[type, ...]]
+Pair = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class DamagedFile(ValueError):
@@ -46,16 +49,21 @@ def plain(name: str, value: object, where: str = "") -> Any:
 
 
 def check_arrays(value: object) -> dict[str, np.ndarray]:
-    """Return a dict of NumPy arrays that need no pickle; else raise ValueError naming the entry."""
+    """Return NumPy arrays that come back from a file as they are, sorted by name; else raise ValueError naming one.
+
+    Arrays that need a pickle are refused, and so are subclasses (a masked array would lose its mask).
+    """
     if not isinstance(value, Mapping):
         raise ValueError(f"arrays: got {type(value).__name__}; allowed: a dict of numpy arrays")
     for key, array in value.items():
-        if not isinstance(key, str) or not isinstance(array, np.ndarray) or array.dtype.hasobject:
-            given = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
+        # A zip archive cuts a name at NUL.
+        if not isinstance(key, str) or "\0" in key or type(array) is not np.ndarray or array.dtype.hasobject:
+            given = f"{array.dtype} array" if type(array) is np.ndarray else type(array).__name__
             raise ValueError(
-                f"arrays: got {given} for {key!r}; allowed: text names and numpy arrays of numbers or text"
+                f"arrays: got {given} for {key!r}; allowed: text names without NUL, and plain numpy arrays of numbers "
+                "or text"
             )
-    return dict(value)
+    return {key: value[key] for key in sorted(value)}
 
 
 def beside(stem: Path, suffix: str) -> Path:
@@ -63,19 +71,16 @@ def beside(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp lets only its owner read, but stored results are shared.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+def _temporary(path: Path) -> Path:
+    # One name for each file, so that the next writing replaces what a killed one left.
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _put(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -94,7 +99,7 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def write(stem: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write `stem`.json and `stem`.npz, each atomically; the JSON records the checksums of both."""
+    """Write `stem`.json, which records the checksums of both, and `stem`.npz; a kill leaves the old pair or the new."""
     packed = _packed(arrays)
     listing = {name: {"dtype": str(arrays[name].dtype), "shape": list(arrays[name].shape)} for name in sorted(arrays)}
     whole = {
@@ -102,42 +107,81 @@ def write(stem: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarr
         "arrays": {"file": beside(stem, ".npz").name, "sha256": sha256(packed), "entries": listing},
     }
     whole["sha256"] = _digest(whole)
-    _replace(beside(stem, ".npz"), packed)
-    # The JSON comes last: where it exists, the arrays do.
-    _replace(beside(stem, ".json"), (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
+    text = (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
+    paths = [beside(stem, ".npz"), beside(stem, ".json")]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    _finish(stem)
+    try:
+        for path, content in zip(paths, (packed, text), strict=True):
+            _put(_temporary(path), content)
+    except BaseException:
+        for path in paths:
+            _temporary(path).unlink(missing_ok=True)
+        raise
+    # The JSON comes last: whoever stops between the two leaves it whole under its temporary name, where `read` looks.
+    for path in paths:
+        os.replace(_temporary(path), path)
+
+
+def _finish(stem: Path) -> None:
+    """Give the JSON its name where a kill came before that, lest the next writing overwrite the only one that fits."""
+    late = _temporary(beside(stem, ".json"))
+    if late.exists():
+        with suppress(DamagedFile):
+            _read_pair(late, beside(stem, ".npz"), {})
+            os.replace(late, beside(stem, ".json"))
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def read_document(stem: Path, fields: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    """Return the JSON document of `stem`, checked; DamagedFile where it is unreadable, altered or lacks a field."""
-    path = beside(stem, ".json")
+def _finite(text: str) -> float:
+    # Python reads 1e905 as infinity.
+    number = float(text)
+    return number if math.isfinite(number) else _no_constant(text)
+
+
+def _read_document(path: Path, fields: Fields) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes(), parse_constant=_no_constant)
-    except (OSError, ValueError) as error:
+        document = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_no_constant)
+        digest = _digest(document) if isinstance(document, dict) else ""
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedFile(f"{path}: not a readable JSON file ({type(error).__name__})") from None
     if not isinstance(document, dict):
         raise DamagedFile(f"{path}: holds a {type(document).__name__}, not an object")
     for field, kind in {**fields, "arrays": dict, "sha256": str}.items():
         if not isinstance(document.get(field), kind):
             raise DamagedFile(f"{path}: field {field!r} is missing or of a wrong type")
-    if document["sha256"] != _digest(document):
+    if document["sha256"] != digest:
         raise DamagedFile(f"{path}: its checksum does not match its content")
     return document
 
 
-def read(stem: Path, fields: Mapping[str, type | tuple[type, ...]]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return document and arrays of `stem`; raise DamagedFile where either file is not what was written."""
-    document = read_document(stem, fields)
-    path = beside(stem, ".npz")
+def read(stem: Path, fields: Fields) -> Pair:
+    """Return document and arrays of `stem`; raise DamagedFile where either file is not what was written.
+
+    `fields` are those that the document must have, with their types.
+    """
+    text, arrays = beside(stem, ".json"), beside(stem, ".npz")
+    try:
+        return _read_pair(text, arrays, fields)
+    except DamagedFile as error:
+        try:
+            # What a kill between the two renamings of `write` left.
+            return _read_pair(_temporary(text), arrays, fields)
+        except DamagedFile:
+            raise error from None
+
+
+def _read_pair(text: Path, path: Path, fields: Fields) -> Pair:
+    document = _read_document(text, fields)
     try:
         packed = path.read_bytes()
     except OSError as error:
         raise DamagedFile(f"{path}: not a readable file ({type(error).__name__})") from None
     if sha256(packed) != document["arrays"].get("sha256"):
-        raise DamagedFile(f"{path}: its checksum is not the one that {beside(stem, '.json').name} records")
+        raise DamagedFile(f"{path}: its checksum is not the one that {text.name} records")
     try:
         with np.load(io.BytesIO(packed), allow_pickle=False) as archive:
             return document, {name: archive[name] for name in archive.files}

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -99,9 +99,19 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """The value that `make` has on process 0, which alone calls it; the others wait for it."""
+    """The value that `make` has on process 0, which alone calls it; the others wait for it.
+
+    An error that `make` raises there is raised by all: none waits for a value that will not come.
+    """
     if world() == 1:
         return make()
-    value = [make() if rank() == 0 else None]
-    distributed.broadcast_object_list(value, 0)
-    return value[0]  # type: ignore[return-value]
+    answer: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            answer[0] = make()
+        except Exception as error:
+            answer[1] = error
+    distributed.broadcast_object_list(answer, 0)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]

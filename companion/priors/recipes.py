@@ -1,6 +1,7 @@
 """Recipes of the stored checkpoints: which model, which data, which budget. ``companion train NAME`` runs one."""
 
 import platform
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 from companion import _support
 from companion.priors import distributed
 from companion.priors.base import Prior
-from companion.priors.checkpoint import save
+from companion.priors.checkpoint import read_tensors, save
 from companion.priors.gan import GAN
 from companion.priors.glow import Glow
 from companion.priors.networks import count_parameters
@@ -201,6 +202,7 @@ def train_recipe(
     out: str | Path | None = None,
     device: str = "cpu",
     progress: bool = True,
+    replace: bool = False,
 ) -> Path:
     """Train the prior `name` with the budget of `profile`; returns the path of its checkpoint.
 
@@ -208,18 +210,24 @@ def train_recipe(
     state of the running training lies beside it as ``NAME.PROFILE.training``: started again, the command continues from
     there, and the file is removed once the checkpoint is written. Under
     ``torchrun --nproc-per-node N -m companion.cli train NAME`` the processes share each batch, and on CUDA each has its
-    own GPU. Raises ValueError for an unknown name or profile.
+    own GPU.
+
+    Raises ValueError for an unknown name or profile, for a folder that cannot be written, and, unless `replace`, where
+    the store's checkpoint is of a larger profile.
     """
     from companion import data  # here, so that building a prior does not load the data sets
 
     _support.one_of("prior", name, recipe_names())
     _support.one_of("profile", profile, PROFILES)
+    folder = Path(out) if out else _support.store() / "checkpoints"
+    _check_writable(folder)
+    if not out and not replace:
+        _keep_larger(name, profile, folder / f"{name}.safetensors")
     recipe = RECIPES[name]
     options = {"size": recipe.size} if recipe.size else {}
     train, validation, test = (
         data.load(recipe.data, split=s, **options).images for s in ("train", "validation", "test")
     )
-    folder = Path(out) if out else _support.store() / "checkpoints"
     running = folder / f"{name}.{profile}.training"
     model, objective, settings = recipe.model[profile](), recipe.objective(), recipe.settings[profile]
     with distributed.process_group(device) as own_device:
@@ -244,6 +252,28 @@ def train_recipe(
             return path
 
         return distributed.from_first(store)
+
+
+def _check_writable(folder: Path) -> None:
+    # Asked before the work, so that no training ends with nowhere to go.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"out: got {folder} ({type(error).__name__}); allowed: a folder that can be written") from None
+
+
+def _keep_larger(name: str, profile: str, path: Path) -> None:
+    """Raise ValueError where the checkpoint at `path` is of a larger profile; one that cannot be read is replaced."""
+    try:
+        stored = PROFILES.index(read_tensors(path)[1]["card"]["profile"])
+    except (ValueError, KeyError):
+        return
+    if PROFILES.index(profile) < stored:
+        raise ValueError(
+            f"profile: got {profile!r}, but the stored {name} is of {PROFILES[stored]!r}; allowed: "
+            f"{', '.join(PROFILES[stored:])}, another folder (--out), or replace=True (--replace)"
+        )
 
 
 def _card(

@@ -136,8 +136,7 @@ class State:
         return json.loads(json.dumps(facts))  # as it comes back from a file
 
     def write(self, path: Path) -> None:
-        if distributed.rank() > 0:
-            return
+        """Write the state to `path`; process 0 does, and where it fails, all stop."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average/{k}": v for k, v in self.average.items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
@@ -145,7 +144,7 @@ class State:
             for j, slots in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser{i}/{j}/{slot}": torch.as_tensor(v) for slot, v in slots.items()}
         progress = {"step": self.step, "history": asdict(self.history), "best": self.best_score, "waited": self.waited}
-        write_tensors(path, tensors, self._about() | {"progress": progress})
+        distributed.from_first(lambda: write_tensors(path, tensors, self._about() | {"progress": progress}))
 
     def restore(self, path: Path) -> None:
         """Continue from the file at `path` if there is one."""

@@ -6,8 +6,8 @@ import pytest
 import tiny_experiment
 
 from companion import experiments
-from companion.experiments import registry
-from companion.experiments.provenance import code_hash
+from companion.experiments import provenance, registry
+from companion.experiments.provenance import code_hash, package_hash
 
 SOURCE = '''
 from companion.experiments import experiment
@@ -95,6 +95,29 @@ def test_name_taken_by_another_function_is_refused_but_the_same_one_may_come_aga
     assert registry.get("test.tiny") == entry
 
 
+def test_name_of_an_experiment_that_is_not_imported_is_taken_too(monkeypatch):
+    monkeypatch.delitem(registry._registered, "asim.planar", raising=False)
+    again = experiments.experiment("asim.planar", paper="", shows="", profiles={"quick": {}})
+    with pytest.raises(ValueError, match=r"'asim\.planar', which companion\.experiments\.asim\.planar has"):
+        again(lambda settings, context: ({}, {}))
+
+
+def test_an_experiment_without_source_text_is_hashed_by_what_it_computes():
+    code = """
+from companion.experiments import experiment, registry
+@experiment("some.thing", paper="", shows="", profiles={"quick": {}})
+def thing(settings, context):
+    return {"m": [m + 1 for m in range(3)]}, {}
+print(registry.declaration("some.thing").code_sha256)
+"""
+
+    def declare(text):
+        return subprocess.run([sys.executable, "-"], input=text, capture_output=True, text=True, check=True).stdout
+
+    first, again, other = map(declare, (code, code + "\n", code.replace("m + 1", "m + 2")))
+    assert len(first.strip()) == 64 and first == again != other
+
+
 @pytest.mark.parametrize(
     ("name", "profiles", "says"),
     [
@@ -114,3 +137,16 @@ def test_malformed_declarations_are_refused(name, profiles, says):
 def test_code_hash_ignores_line_endings_and_nothing_else():
     assert code_hash("a = 1\nb = 2\n") == code_hash("a = 1\r\nb = 2\r\n")
     assert code_hash("a = 1\nb = 2\n") != code_hash("a = 1\nb = 3\n")
+
+
+def test_package_hash_follows_every_module_and_every_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "companion" / "experiments" / "provenance.py"))
+    monkeypatch.setattr(provenance, "store", lambda: tmp_path / "data")
+    files = [tmp_path / "companion" / "recover" / "search.py", tmp_path / "data" / "checkpoints" / "flow.safetensors"]
+    seen = {package_hash()}
+    for file in files:
+        file.parent.mkdir(parents=True)
+        for content in ("first", "second"):
+            file.write_text(content)
+            seen.add(package_hash())
+    assert len(seen) == 5 and package_hash() in seen

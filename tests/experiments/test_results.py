@@ -13,7 +13,7 @@ import tiny_experiment
 import torch
 
 from companion import experiments
-from companion.experiments import registry, store
+from companion.experiments import registry, results, store
 from companion.experiments.context import Context, check_outcome
 
 
@@ -81,6 +81,8 @@ def test_load_prefers_the_larger_profile(tmp_path):
         (lambda out: experiments.run("test.tiny", "huge", out=out), "profile: got 'huge'; allowed: quick, laptop"),
         (lambda out: experiments.run("test.tiny", "paper", out=out), "profile: got 'paper'; allowed: quick, laptop"),
         (lambda out: experiments.run("test.tiny", seed=-1, out=out), "seed: got -1"),
+        (lambda out: experiments.run("test.tiny", out=3), "out: got 3; allowed: a folder"),
+        (lambda out: experiments.load("test.tiny", out=b"x"), "out: got b'x'; allowed: a folder"),
         (
             lambda out: experiments.run("test.tiny", device="tpu", out=out),
             "device: got 'tpu'; allowed: auto, cpu, cuda",
@@ -101,6 +103,16 @@ def test_out_that_is_a_file_is_refused_before_the_work(tmp_path, log):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"out: got .*file"):
         experiments.run("test.tiny", out=tmp_path / "file")
+    assert log.read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which not even root can write")
+@pytest.mark.parametrize("folder", ["test.tiny", "runs/test.tiny/quick/parts"])
+def test_folder_that_is_there_and_cannot_be_written_is_refused_before_the_work(tmp_path, log, folder):
+    (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / folder).symlink_to("/proc/self")
+    with pytest.raises(ValueError, match=rf"out: got .*{folder} \(.*Error\); allowed: a folder that can be written"):
+        experiments.run("test.tiny", out=tmp_path)
     assert log.read_text() == ""
 
 
@@ -176,6 +188,19 @@ def test_parts_of_another_run_are_not_used(tmp_path, monkeypatch, log, change):
     assert log.read_text().split()[:3] == ["m=4", "m=8", "m=16"]
 
 
+def test_parts_of_another_version_of_the_package_are_not_used(tmp_path, monkeypatch, log, capsys):
+    monkeypatch.setenv("TINY_STOP", "fail@16")
+    with pytest.raises(RuntimeError):
+        experiments.run("test.tiny", out=tmp_path)
+    monkeypatch.delenv("TINY_STOP")
+    monkeypatch.setattr(results, "package_hash", lambda: "another")
+    log.write_text("")
+    result = experiments.run("test.tiny", out=tmp_path)
+    assert log.read_text().split() == ["m=4", "m=8", "m=16"]
+    assert "made by other code, checkpoints, settings, seed or device" in capsys.readouterr().err
+    assert result.provenance.code_sha256 == registry.declaration("test.tiny").code_sha256
+
+
 def test_damaged_part_is_refused_with_a_message_and_computed_anew(tmp_path, monkeypatch, log, capsys):
     monkeypatch.setenv("TINY_STOP", "fail@16")
     with pytest.raises(RuntimeError):
@@ -198,11 +223,19 @@ def test_finished_run_keeps_no_parts_for_the_next(tmp_path, log):
 
 def test_part_returns_the_same_whether_computed_or_read(tmp_path):
     def values():
-        return {"m": (1, np.float64(2.5))}, {"a": np.arange(3)}
+        return {"m": (1, np.float64(2.5))}, {"b": np.arange(2), "a": np.arange(3)}
 
     computed, read = (Context(torch.device("cpu"), 0, tmp_path, "same").part("m=1/seed=0", values) for _ in range(2))
     assert computed.metrics == read.metrics == {"m": [1, 2.5]}
+    assert list(computed.arrays) == list(read.arrays)
     np.testing.assert_array_equal(computed.arrays["a"], read.arrays["a"])
+
+
+def test_part_whose_writing_was_killed_between_its_files_is_used(tmp_path):
+    Context(torch.device("cpu"), 0, tmp_path, "same").part("m", lambda: ({"m": 1}, {}))
+    (text,) = tmp_path.glob("*.json")
+    text.rename(store._temporary(text))
+    assert Context(torch.device("cpu"), 0, tmp_path, "same").part("m", lambda: ({"m": 2}, {})).metrics == {"m": 1}
 
 
 def test_parts_need_names_of_their_own(tmp_path):

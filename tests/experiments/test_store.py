@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import signal
 import zipfile
 
 import numpy as np
@@ -50,6 +52,8 @@ def test_every_flipped_byte_of_the_arrays_is_noticed(stem):
         (lambda text: text.replace('"x"', "1"), "field 'kind' is missing"),
         (lambda text: text.replace('"x"', "NaN"), "not a readable JSON file"),
         (lambda text: json.dumps({"kind": "x"}), "field 'arrays' is missing"),
+        (lambda text: text.replace('"x"', '"x", "m": 1e905'), "not a readable JSON file"),
+        (lambda text: "[" * 100_000, "not a readable JSON file"),
     ],
 )
 def test_damaged_json_is_named(stem, damage, says):
@@ -89,6 +93,46 @@ def test_failed_write_leaves_the_old_file_and_no_other(stem, monkeypatch):
     assert len(list(stem.parent.iterdir())) == 2
 
 
+def killed_writing(stem, kind, moment):
+    """Write in a process that is killed at one of its calls of fsync and replace, which are four or five."""
+    child = os.fork()
+    if child == 0:
+        calls = []
+
+        def die_at(function):
+            def call(*given):
+                calls.append(function)
+                return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == moment else function(*given)
+
+            return call
+
+        store.os.fsync, store.os.replace = die_at(os.fsync), die_at(os.replace)
+        store.write(stem, {"kind": kind}, {"a": np.array([kind])})
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("first", range(1, 5))
+@pytest.mark.parametrize("second", range(1, 6))
+def test_a_kill_at_any_moment_leaves_a_whole_pair_and_the_next_write_leaves_no_other_file(tmp_path, first, second):
+    stem = tmp_path / "m=0.2"
+    store.write(stem, {"kind": "old"}, {"a": np.array(["old"])})
+    stored = "old"
+    for kind, moment in (("new", first), ("newer", second)):
+        killed_writing(stem, kind, moment)
+        document, arrays = store.read(stem, FIELDS)
+        assert document["kind"] == arrays["a"].item() and document["kind"] in (stored, kind)
+        stored = document["kind"]
+    store.write(stem, {"kind": "last"}, {"a": np.array(["last"])})
+    assert store.read(stem, FIELDS)[0]["kind"] == "last"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m=0.2.json", "m=0.2.npz"]
+
+
+def test_a_first_write_killed_between_its_files_is_read(tmp_path):
+    killed_writing(tmp_path / "x", "new", 4)
+    assert store.read(tmp_path / "x", FIELDS)[0]["kind"] == "new"
+
+
 def test_plain_values():
     given = {"a": (1, np.float32(0.5)), "b": {"c": None, "d": np.bool_(True)}}
     assert store.plain("metrics", given) == {"a": [1, 0.5], "b": {"c": None, "d": True}}
@@ -108,7 +152,22 @@ def test_values_that_json_lacks_are_refused_with_their_place(value, place):
         store.plain("metrics", value)
 
 
-@pytest.mark.parametrize("value", [[1], {"a": [1.0]}, {"a": np.array([None])}, {1: np.zeros(2)}])
+def test_arrays_come_in_one_order():
+    assert list(store.check_arrays({"b": np.zeros(1), "a": np.ones(1)})) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1],
+        {"a": [1.0]},
+        {"a": np.array([None])},
+        {1: np.zeros(2)},
+        {"a\0b": np.zeros(2)},
+        {"a": np.ma.array([1.0, 2.0], mask=[True, False])},
+        {"a": np.recarray(2, dtype=[("x", "f4")])},
+    ],
+)
 def test_arrays_that_are_none_are_refused(value):
     with pytest.raises(ValueError, match="arrays: got"):
         store.check_arrays(value)

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +57,18 @@ def _work(rank, folder, ports):
                 train(settings, objective=objective or Likelihood())
             except (FloatingPointError, ValueError) as error:
                 answers[name] = str(error)
+
+        def fail():
+            raise KeyError(f"on process {rank}")
+
+        for name, act in (
+            ("failed", lambda: distributed.from_first(fail)),
+            ("unwritable", lambda: train(SHARED, checkpoint=Path("/dev/null/run.training"))),
+        ):
+            try:
+                act()
+            except (KeyError, OSError) as error:
+                answers[name] = repr(error)
     os.environ["MASTER_PORT"] = str(ports[1])
     data.load = lambda name, split: SimpleNamespace(images=photos())
     recipes.RECIPES["small"] = recipes.Recipe(
@@ -121,6 +134,12 @@ def test_a_nan_on_one_process_stops_both(pair):
     for answer in pair[1]:
         assert answer["NaN"].startswith("step 0: the loss is nan")
         assert answer["tiny batch"] == "batch_size: got 1; allowed: at least 2, the processes"
+
+
+def test_an_error_of_the_first_process_stops_both(pair):
+    for answer in pair[1]:
+        assert answer["failed"] == "KeyError('on process 0')"
+        assert answer["unwritable"].startswith("FileExistsError")
 
 
 def test_means_run_over_both_processes(pair):

@@ -4,14 +4,16 @@ import math
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from flow_cases import rand, tiny
 from training_cases import SMALL, die, die_within, model, photos, same_weights, start, train
 
-from companion import priors
-from companion.priors import Likelihood, PointFlow, PointLikelihood, Settings
+from companion import _support, data, priors
+from companion.priors import Likelihood, PointFlow, PointLikelihood, Settings, recipes
 from companion.priors.checkpoint import read_tensors
 from companion.priors.precision import conditioners, mixed_precision
 from companion.priors.training import as_pixels
@@ -391,6 +393,51 @@ def test_bad_input_is_refused_before_the_first_step(options, message):
     with pytest.raises(ValueError, match=message) as refusal:
         train(**({"settings": SMALL} | options))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """A store of its own, with a recipe of three steps and its checkpoint of the laptop profile."""
+    few = Settings(steps=3, batch_size=5, warm_up=1)
+    small = recipes.Recipe(
+        model=dict.fromkeys(recipes.PROFILES, model),
+        data="photos",
+        size=None,
+        objective=Likelihood,
+        settings=dict.fromkeys(recipes.PROFILES, few),
+    )
+    monkeypatch.setitem(recipes.RECIPES, "small", small)
+    monkeypatch.setattr(_support, "store", lambda: tmp_path)
+    monkeypatch.setattr(data, "load", lambda name, split: SimpleNamespace(images=photos()))
+    path = tmp_path / "checkpoints" / "small.safetensors"
+    priors.save(model(), path, {"profile": "laptop"})
+    return path
+
+
+def test_a_stored_checkpoint_is_replaced_by_a_lesser_one_only_when_asked_to(shop, tmp_path):
+    before = shop.read_bytes()
+    with pytest.raises(
+        ValueError, match="profile: got 'quick', but the stored small is of 'laptop'; allowed: laptop, "
+    ):
+        priors.train_recipe("small", "quick", progress=False)
+    assert shop.read_bytes() == before and [path.name for path in shop.parent.iterdir()] == [shop.name]
+    priors.train_recipe("small", "quick", out=tmp_path / "mine", progress=False)
+    assert shop.read_bytes() == before
+    for profile, options in (("laptop", {}), ("quick", {"replace": True}), ("quick", {}), ("paper", {})):
+        assert priors.train_recipe("small", profile, progress=False, **options) == shop
+        assert priors.load("small").card["profile"] == profile
+
+
+def test_a_damaged_checkpoint_is_replaced(shop):
+    shop.write_bytes(shop.read_bytes()[:-9])
+    assert priors.load(priors.train_recipe("small", "quick", progress=False)).card["profile"] == "quick"
+
+
+@pytest.mark.parametrize("out", ["/dev/null", "/proc/self", "/proc/x"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_training(shop, monkeypatch, out):
+    monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=rf"out: got {out} \(.*Error\); allowed: a folder that can be written"):
+        priors.train_recipe("small", "quick", out=Path(out))
 
 
 def test_points_are_trained_too():
