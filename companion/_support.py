@@ -5,6 +5,7 @@ Every check returns its (possibly converted) argument, so that it can stand wher
 
 import ctypes
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -65,9 +66,9 @@ def batch_of(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
 
 def images(name: str, value: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     """Return images [batch, channels, height, width], finite and in [0, 1]; else raise ValueError."""
-    if not isinstance(value, Tensor) or value.dim() != 4 or value.shape[0] < 1:
+    if not isinstance(value, Tensor) or value.dim() != 4 or 0 in value.shape:
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name}: got {given}; allowed: images of shape [batch, channels, height, width]")
+        raise ValueError(f"{name}: got {given}; allowed: images of shape [batch, channels, height, width], none 0")
     if shape is not None:
         batch_of(name, value, shape)
     finite(name, value)
@@ -77,8 +78,18 @@ def images(name: str, value: Tensor, shape: Sequence[int] | None = None) -> Tens
     return value
 
 
+def writable(name: str, folder: Path) -> None:
+    """Make the folder and write to it; ValueError where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        given = f"{folder} ({type(error).__name__})"
+        raise ValueError(f"{name}: got {given}; allowed: a folder that can be written") from None
+
+
 def generator(seed: "int | torch.Generator | None") -> torch.Generator:
-    """CPU generator from a whole-number seed, or the CPU generator given; else ValueError.
+    """CPU generator from a whole-number seed below 2⁶⁴, or the CPU generator given; else ValueError.
 
     Numbers are always drawn on the CPU and then moved, so that CPU and GPU see the same problem.
     """
@@ -86,8 +97,8 @@ def generator(seed: "int | torch.Generator | None") -> torch.Generator:
         if seed.device.type != "cpu":
             raise ValueError(f"seed: got a generator on {seed.device}; allowed: a CPU generator or a whole number")
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: got {seed!r}; allowed: a whole number >= 0 or a CPU torch.Generator")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed: got {seed!r}; allowed: a whole number >= 0 and < 2**64, or a CPU torch.Generator")
     return torch.Generator().manual_seed(seed)
 
 

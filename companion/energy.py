@@ -2,16 +2,13 @@
 
 An energy is a misfit, how badly an image explains the measurements, plus a penalty, how unlikely the prior finds it:
 
-=================================================  ==================================================================
-Asim et al. 2020, eq. 2                            ``Energy(flow, SquaredMisfit(A, y), LatentNorm(gamma))``
-Asim et al. 2020, eq. 1                            ``Energy(flow, SquaredMisfit(A, y), FlowLikelihood(gamma),
-space="x")`` Bora et al. 2017, eq. 4                            ``Energy(gan, SquaredMisfit(A, y), LatentNorm(gamma,
-squared=True))`` Whang et al. 2020, eq. 12                          ``Energy(flow, NoiseMisfit(problem, y),
-FlowLikelihood(beta))`` =================================================
-==================================================================
+- Asim et al. 2020, eq. 2: ``Energy(flow, SquaredMisfit(A, y), LatentNorm(gamma))``
+- Asim et al. 2020, eq. 1: ``Energy(flow, SquaredMisfit(A, y), FlowLikelihood(gamma), space="x")``
+- Bora et al. 2017, eq. 4: ``Energy(gan, SquaredMisfit(A, y), LatentNorm(gamma, squared=True))``
+- Whang et al. 2020, eq. 12: ``Energy(flow, NoiseMisfit(problem, y), FlowLikelihood(beta))``
 
 Every misfit, penalty and energy returns one value per image, [batch], and no value depends on the other images of its
-batch.
+batch, up to rounding, which can depend on how many they are.
 """
 
 from abc import ABC, abstractmethod
@@ -20,13 +17,14 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from companion import _support
 from companion.measure.base import Operator, never_alone
 from companion.measure.problem import Problem
 from companion.priors.base import standard_normal_log_density
 
+_BatchNorm = nn.modules.batchnorm._BatchNorm  # what all batch normalisations inherit
 Index = Sequence[int] | Tensor
 
 
@@ -81,17 +79,21 @@ class LatentPoint(Point):
 class ImagePoint(Point):
     """A point given by its images, [batch, *shape].
 
-    A flow may have a `domain`, the open interval of pixels that it can represent. Images with pixels beyond it are
-    `outside`: they have no latents (those of the nearest image inside stand in) and density 0.
+    A flow may have a `domain`, the open interval of pixels that it can represent. Images with pixels beyond it, or
+    within rounding of its ends, are `outside`: they have no latents (those of the nearest image inside stand in) and
+    density 0.
     """
 
     def __init__(self, prior: Any, x: Tensor) -> None:
         super().__init__(prior)
         self.x = x
         low, high = getattr(prior, "domain", None) or (-torch.inf, torch.inf)
-        self.outside = ((x <= low) | (x >= high)).flatten(1).any(1)
-        margin = 1e-4 * (high - low) if high < torch.inf else 0.0
-        self._inside = x.clamp(low + margin, high - margin) if self.outside.any() else x
+        bounded = high < torch.inf
+        edge = 4 * torch.finfo(x.dtype).eps * (high - low) if bounded else 0.0
+        self.outside = ((x <= low + edge) | (x >= high - edge)).flatten(1).any(1)
+        margin = 1e-4 * (high - low) if bounded else 0.0
+        outside = self.outside.view(-1, *[1] * (x.dim() - 1))
+        self._inside = torch.where(outside, x.clamp(low + margin, high - margin), x) if self.outside.any() else x
 
     @cached_property
     def z(self) -> Tensor:  # type: ignore[override]
@@ -198,7 +200,8 @@ class Energy:
     Parameters
     ----------
     prior
-        Generator G; not changed, and best frozen: gradients are taken with respect to the variable only.
+        Generator G; not changed, and best frozen: gradients are taken with respect to the variable only. One with
+        batch normalisation must be in evaluation mode (ValueError otherwise).
     misfit
         Of the image; its operator takes images of the prior's shape.
     penalty
@@ -212,6 +215,11 @@ class Energy:
             raise ValueError(
                 f"misfit: got an operator on {tuple(misfit.operator.shape)}; "
                 f"allowed: the prior's shape, {tuple(prior.shape)}"
+            )
+        if isinstance(prior, nn.Module) and any(isinstance(m, _BatchNorm) and m.training for m in prior.modules()):
+            raise ValueError(
+                f"prior: got {type(prior).__name__} whose batch normalisation is in training mode, where every pass "
+                "changes it and mixes the images of a batch; allowed: one in evaluation mode, prior.eval()"
             )
         self.prior, self.misfit, self.penalty = prior, misfit, penalty
         self.space = str(_support.one_of("space", space, ("z", "x")))

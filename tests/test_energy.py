@@ -7,7 +7,7 @@ import torch
 
 from companion import measure
 from companion.energy import Energy, FlowLikelihood, LatentNorm, NoiseMisfit, SquaredMisfit
-from companion.priors import Glow
+from companion.priors import GAN, Glow, PointFlow, load
 
 SHAPE = (3, 8, 8)
 
@@ -88,6 +88,44 @@ def test_an_image_beyond_the_flows_domain_has_infinite_energy_and_harms_no_other
     values = energy(x)
     assert values[1] == math.inf and torch.isfinite(values[[0, 2]]).all()
     torch.testing.assert_close(values[[0, 2]], energy.select([0, 2])(x[[0, 2]]))
+
+
+def test_a_density_is_the_same_beside_an_image_beyond_the_domain():
+    flow = Glow((1, 8, 8), levels=1, steps=2, width=8, pixels="logit").double().requires_grad_(False)
+    x = torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64)
+    x[0, 0, 0, 0] = flow.domain[1] - 1e-5  # inside, but nearer to the end than images beyond it are moved
+    energy = Energy(flow, SquaredMisfit(measure.Identity(flow.shape), x), FlowLikelihood(1.0), space="x")
+    fine = energy(x)[0]
+    x[1] = 7.0
+    assert energy(x)[1] == math.inf and energy(x)[0] == fine
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("contraction", [0.5, 0.9])
+def test_pixels_within_rounding_of_the_domains_end_are_never_an_error(end, contraction):
+    flow = Glow((1, 2, 2), levels=1, steps=1, width=4, pixels="logit", contraction=contraction).requires_grad_(False)
+    pixels = [torch.tensor(flow.domain[end])]
+    for _ in range(40):
+        pixels.append(torch.nextafter(pixels[-1], torch.tensor(0.5)))
+    x = torch.stack([*pixels, torch.tensor(0.5)]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    values = Energy(flow, SquaredMisfit(measure.Identity(flow.shape), x), FlowLikelihood(1.0), space="x")(x)
+    assert values[0] == math.inf and torch.isfinite(values[-1]) and not values.isnan().any()
+
+
+def test_flows_say_which_pixels_they_can_represent():
+    assert Glow((1, 8, 8), levels=1, steps=1, width=4).domain is None and PointFlow(couplings=2, width=4).domain is None
+    low, high = load("realnvp-mnist").domain
+    assert -0.01 < low < 0 and 1 < high < 1.01
+
+
+def test_a_search_cannot_change_a_prior_by_its_batch_normalisation():
+    gan = GAN((1, 28, 28), latent_dim=4, width=2)
+    misfit = SquaredMisfit(measure.Identity(gan.shape), torch.rand(2, *gan.shape))
+    with pytest.raises(ValueError, match="prior: got GAN whose batch normalisation is in training mode"):
+        Energy(gan, misfit)
+    before = {name: value.clone() for name, value in gan.eval().state_dict().items()}
+    Energy(gan, misfit)(torch.randn(2, 4))
+    assert all(torch.equal(value, before[name]) for name, value in gan.state_dict().items())
 
 
 def test_noise_misfit_is_the_negative_log_density(flow):

@@ -75,6 +75,7 @@ def test_one_float64_value_per_image_that_does_not_depend_on_the_others(score):
         (pictures(), pictures() * float("nan"), "reference: got 972 NaN"),
         (pictures(), 255 * pictures(), "reference: got pixels from"),
         (pictures(), pictures()[0], "reference: got"),
+        (pictures(channels=0), pictures(channels=0), r"reference: got \(3, 0, 12, 9\)"),
         (pictures().numpy(), pictures(), "x: got shape ndarray"),
         ((255 * pictures()).byte(), pictures(), "x: got torch.uint8"),
     ],

@@ -108,8 +108,9 @@ def test_generators_come_from_seeds_or_pass_through():
     assert torch.equal(torch.rand(3, generator=_support.generator(7)), torch.rand(3, generator=_support.generator(7)))
     given = torch.Generator()
     assert _support.generator(given) is given
-    for wrong in (None, -1, 1.5, True, "0", np.int64(3).item() * 1.0):
-        refused(lambda w=wrong: _support.generator(w), "seed: got", "a whole number >= 0")
+    for wrong in (None, -1, 1.5, True, "0", np.int64(3).item() * 1.0, 2**64):
+        refused(lambda w=wrong: _support.generator(w), "seed: got", "a whole number >= 0 and < 2**64")
+    assert _support.generator(2**64 - 1).initial_seed() % 2**64 == 2**64 - 1
 
 
 def test_normal_draws_depend_on_the_seed_alone_and_follow_the_dtype():

@@ -7,14 +7,13 @@ folder of the caller's. Finished parts of a run lie under ``runs/`` until the re
 import dataclasses
 import json
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from companion._support import count, one_of, store
+from companion._support import count, one_of, store, writable
 from companion.experiments import store as files
 from companion.experiments.context import Context, check_outcome
 from companion.experiments.provenance import (
@@ -80,7 +79,7 @@ def run(
     stem = _stem(name, profile, out)
     parts = _runs(out) / name / profile / "parts"
     for folder in (stem.parent, parts):
-        _check_writable(folder)
+        writable("out", folder)  # asked before the work, so that no long run ends with nowhere to go
     settings = entry.settings[profile]
     recorded = settings_dict(settings)
     code = entry.declaration.code_sha256
@@ -176,15 +175,6 @@ def _stem(name: str, profile: str, out: str | Path | None) -> Path:
     if out is not None and not isinstance(out, str | Path):
         raise ValueError(f"out: got {out!r}; allowed: a folder as text or pathlib.Path, or None")
     return (store() / "results" if out is None else Path(out)) / name / profile
-
-
-def _check_writable(folder: Path) -> None:
-    # Asked before the work, so that no long run ends with nowhere to go.
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"out: got {folder} ({type(error).__name__}); allowed: a folder that can be written") from None
 
 
 def _runs(out: str | Path | None) -> Path:

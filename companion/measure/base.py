@@ -58,8 +58,9 @@ def checked_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 def never_alone(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """``function(batch)``, where a batch of one is computed as one of two.
 
-    The CPU kernels of convolutions give an image the same bits in every batch of two or more, but other bits in a
-    batch of one; hundreds of steps of a non-convex search would blow that rounding difference up to a visible one.
+    The CPU kernels of convolutions round differently in a batch of one, which hundreds of steps of a non-convex search
+    can blow up to a visible difference. In larger batches an image mostly has the same bits, but not always: beyond
+    some number of images, which depends on the network, a kernel may round differently again.
     """
     if batch.shape[0] > 1:
         return function(batch)

@@ -53,8 +53,9 @@ class Mask(LinearOperator):
             )
         if not mask.any():
             raise ValueError("mask: got False everywhere; allowed: at least one measured value")
-        self.mask = mask.detach().clone()
-        self._places = mask.flatten().nonzero()[:, 0].cpu()
+        with torch.inference_mode(False):  # gradients must pass through it later, wherever it was made
+            self.mask = mask.detach().clone()
+            self._places = mask.flatten().nonzero()[:, 0].cpu()
         super().__init__(tuple(mask.shape), (len(self._places),))
 
     def apply(self, x: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class Gaussian(LinearOperator):
 
     def __init__(self, shape: Sequence[int], m: int, seed: int = 0) -> None:
         super().__init__(shape, (_support.count("m", m),))
-        _support.count("seed", seed, least=0)
+        _support.generator(_support.count("seed", seed, least=0))  # refused here, not when the matrix is first needed
         self.m, self.n, self.seed = m, math.prod(self.shape), seed
         self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
@@ -94,10 +95,11 @@ class Gaussian(LinearOperator):
         key = (like.dtype, like.device)
         if key not in self._copies:
             source = _support.generator(self.seed)
-            matrix = torch.empty(self.m, self.n, dtype=like.dtype)
-            for row in matrix:
-                row.copy_(torch.randn(self.n, generator=source, dtype=torch.float64) / math.sqrt(self.m))
-            self._copies[key] = matrix.to(like.device)
+            with torch.inference_mode(False), torch.no_grad():  # it must serve gradients later, whoever asks first
+                matrix = torch.empty(self.m, self.n, dtype=like.dtype)
+                for row in matrix:
+                    row.copy_(torch.randn(self.n, generator=source, dtype=torch.float64) / math.sqrt(self.m))
+                self._copies[key] = matrix.to(like.device)
         return self._copies[key]
 
     def apply(self, x: Tensor) -> Tensor:
@@ -136,9 +138,10 @@ class Blur(LinearOperator):
     def __init__(self, shape: Sequence[int], kernel: Tensor) -> None:
         if len(checked_shape("shape", shape)) != 3:
             raise ValueError(f"shape: got {tuple(shape)}; allowed: (channels, height, width)")
-        if _support.finite("kernel", kernel).dim() != 2 or kernel.shape[0] > shape[1] or kernel.shape[1] > shape[2]:
+        sizes = tuple(_support.finite("kernel", kernel).shape)
+        if len(sizes) != 2 or 0 in sizes or sizes[0] > shape[1] or sizes[1] > shape[2]:
             raise ValueError(
-                f"kernel: got shape {tuple(kernel.shape)}; allowed: [rows, columns] of at most {shape[1]} × {shape[2]}"
+                f"kernel: got shape {sizes}; allowed: [rows, columns], from 1 × 1 to {shape[1]} × {shape[2]}"
             )
         self.kernel = kernel.detach().clone()
         super().__init__(shape, (shape[0], shape[1] - kernel.shape[0] + 1, shape[2] - kernel.shape[1] + 1))
@@ -147,7 +150,11 @@ class Blur(LinearOperator):
     def gaussian(cls, shape: Sequence[int], std: float, size: int | None = None) -> "Blur":
         """Blur by a normal density of `std` pixels, cut off to `size` × `size` (default 2⌈3 std⌉ + 1)."""
         _support.positive("std", std)
-        size = _support.count("size", 2 * math.ceil(3 * std) + 1 if size is None else size)
+        widest = max(checked_shape("shape", shape))
+        name, given = ("std", std) if size is None else ("size", size)
+        size = _support.count("size", 2 * math.ceil(min(3 * std, widest)) + 1 if size is None else size)
+        if size > widest:  # refused before it is built
+            raise ValueError(f"{name}: got {given!r}; allowed: a kernel no larger than an image of {tuple(shape)}")
         place = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
         profile = torch.exp(-0.5 * (place / std) ** 2)
         return cls(shape, torch.outer(profile, profile) / profile.sum() ** 2)

@@ -49,20 +49,28 @@ def random_subpixels(shape: Sequence[int], missing: float = 0.25, seed: int | to
 
 
 def text(shape: Sequence[int], words: str = "inverse problem", size: float | None = None) -> Tensor:
-    """All but the strokes of `words`, repeated all over; `size` is the height of a line in pixels (default H / 4)."""
+    """All but the strokes of `words`, repeated all over; `size` is the height of a line in pixels (default H / 4).
+
+    ValueError for a size below 1 or above H, and where the strokes are too fine to hide a pixel.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     channels, height, width = _image_shape(shape)
     if not isinstance(words, str) or not words.strip():
         raise ValueError(f"words: got {words!r}; allowed: text with at least one visible character")
     line = _support.positive("size", height / 4 if size is None else size)
+    if not 1 <= line <= height:
+        raise ValueError(f"size: got {line!r}; allowed: a number of pixels from 1 to the image's height, {height}")
     picture = Image.new("L", (width, height), 0)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=line)
-    letters = (words.strip() + " ") * (1 + width)
-    for row in range(int(height // line) + 1):
+    rows = int(height // line) + 1
+    letters = (words.strip() + " ") * (3 * rows + width)
+    for row in range(rows):
         # each line starts where a reader would expect it to go on, so that no two lines hide the same columns
         draw.text((0, row * line), letters[3 * row : 3 * row + width], fill=255, font=font)
     hidden = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(height, width) > 127
+    if not hidden.any():
+        raise ValueError(f"size: got {line!r}, at which the strokes are too fine to hide a pixel; allowed: more")
     return _not_empty((~hidden).expand(channels, -1, -1).clone(), float(hidden.float().mean()))
 
 

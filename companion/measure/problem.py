@@ -25,6 +25,11 @@ class Problem:
     operator: Operator
     noise: Noise
 
+    def __post_init__(self) -> None:
+        for name, value, kind in (("operator", self.operator, Operator), ("noise", self.noise, Noise)):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name}: got {type(value).__name__}; allowed: a measure.{kind.__name__}")
+
     def observe(self, x: Tensor, seed: int | torch.Generator = 0) -> Tensor:
         """Noisy measurements, [batch, *output_shape], of images x in [0, 1].
 

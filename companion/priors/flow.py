@@ -62,6 +62,11 @@ class Flow(Prior):
         self.pixels = pixels
         self.register_buffer("initialised", torch.tensor(False))
 
+    @property
+    def domain(self) -> tuple[float, float] | None:
+        """The open interval of pixels that the flow can represent; None where that is every real number."""
+        return self.pixels.domain if self.pixels else None
+
     def encode_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents z = G⁻¹(x), [batch, n], and log|det dz/dx|, [batch]."""
         h, outer = self.pixels.encode(self._check_image(x)) if self.pixels else (self._check_image(x), 0.0)

@@ -43,7 +43,7 @@ class PixelMap(Bijection):
             return t - 0.5, log_det
         p = 0.5 + self.contraction * (t - 0.5)
         if ((p <= 0) | (p >= 1)).any():
-            low, high = self._domain()
+            low, high = self._ends()
             raise ValueError(
                 f"x: got pixels from {float(x.min()):.4g} to {float(x.max()):.4g}; "
                 f"allowed: pixels between {low:.4g} and {high:.4g}, all that a logit flow can represent"
@@ -63,7 +63,12 @@ class PixelMap(Bijection):
         t = z + 0.5 if self.kind == "uniform" else 0.5 + (torch.sigmoid(z) - 0.5) / self.contraction
         return (self.levels * t - 0.5) / (self.levels - 1)
 
-    def _domain(self) -> tuple[float, float]:
+    @property
+    def domain(self) -> tuple[float, float] | None:
+        """The open interval of pixels that the map can represent; None where that is every real number."""
+        return None if self.kind == "uniform" else self._ends()
+
+    def _ends(self) -> tuple[float, float]:
         reach = 0.5 / self.contraction
         low, high = (
             (self.levels * (0.5 - reach) - 0.5) / (self.levels - 1),

@@ -1,7 +1,6 @@
 """Recipes of the stored checkpoints: which model, which data, which budget. ``companion train NAME`` runs one."""
 
 import platform
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -220,7 +219,7 @@ def train_recipe(
     _support.one_of("prior", name, recipe_names())
     _support.one_of("profile", profile, PROFILES)
     folder = Path(out) if out else _support.store() / "checkpoints"
-    _check_writable(folder)
+    _support.writable("out", folder)  # asked before the work, so that no training ends with nowhere to go
     if not out and not replace:
         _keep_larger(name, profile, folder / f"{name}.safetensors")
     recipe = RECIPES[name]
@@ -252,15 +251,6 @@ def train_recipe(
             return path
 
         return distributed.from_first(store)
-
-
-def _check_writable(folder: Path) -> None:
-    # Asked before the work, so that no training ends with nowhere to go.
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"out: got {folder} ({type(error).__name__}); allowed: a folder that can be written") from None
 
 
 def _keep_larger(name: str, profile: str, path: Path) -> None:

@@ -93,7 +93,7 @@ def gan_latent(
     restarts
         Number of starts z0 ~ N(0, scale² I) for each image.
     seed
-        Of the starts; an image's own depend neither on the batch nor on `restarts`.
+        Of the starts: the first images' do not depend on how many follow, nor the first restarts' on `restarts`.
 
     The other parameters are those of :func:`flow_latent`. In the result, `evaluations` counts all restarts together;
     traces, `converged` and `reason` are those of the restart that was kept.
@@ -101,9 +101,7 @@ def gan_latent(
     _support.count("restarts", restarts)
     _support.count("seed", seed, least=0)
     energy = Energy(prior, SquaredMisfit(operator, y), LatentNorm(gamma, squared=True))
-    starts = (
-        start(prior, y, "normal", scale, _support.generator(seed * 1_000_003 + restart)) for restart in range(restarts)
-    )
+    starts = (start(prior, y, "normal", scale, (seed * 1_000_003 + restart) % 2**64) for restart in range(restarts))
     return reduce(_better, (minimise(energy, z0, method, **options) for z0 in starts))
 
 

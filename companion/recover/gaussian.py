@@ -39,17 +39,25 @@ def gaussian_map(
     No energy is evaluated, so `evaluations` are 0. The result's energy is the one above, ‖z‖² / 2 for σ = 0.
 
     By a QR decomposition of [Mᵀ; σ I], of which only the square is ever as ill-conditioned as M Mᵀ + σ² I. ValueError
-    for wrong shapes, NaN, and for σ = 0 where the measurements of the prior's images are linearly dependent.
+    for wrong shapes, NaN, half precision, σ² beyond the range of y's dtype, and for σ = 0 where the measurements of the
+    prior's images are linearly dependent.
     """
     y = checked(operator, y)
     size = math.prod(operator.shape)
     _support.finite("factor", factor)
     if factor.dim() != 2 or factor.shape[0] != size:
         raise ValueError(f"factor: got shape {tuple(factor.shape)}; allowed: [{size}, k], a row for each pixel")
-    _support.positive("noise_std", noise_std, zero=True)
+    kind = torch.finfo(y.dtype)
+    least, most = kind.tiny**0.5, kind.max**0.5
+    if _support.positive("noise_std", noise_std, zero=True) and not least <= noise_std <= most:
+        raise ValueError(
+            f"noise_std: got {noise_std!r}; allowed: 0, or from {least:.2g} to {most:.2g}, whose square {y.dtype} holds"
+        )
     factor = factor.detach().to(y)
-    centre = y.new_zeros(1, *operator.shape) if mean is None else _support.batch_of("mean", mean[None], operator.shape)
-    centre = _support.finite("mean", centre).to(y)
+    centre = y.new_zeros(operator.shape) if mean is None else _support.finite("mean", mean).to(y)
+    if tuple(centre.shape) != operator.shape:
+        raise ValueError(f"mean: got shape {tuple(centre.shape)}; allowed: {operator.shape}")
+    centre = centre[None]
     upper, basis = _decompose(operator, factor, noise_std)
     residual = (y - operator.apply(centre)).flatten(1)
     # One solve for each image: products with another number of columns are rounded differently.

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from companion import _support
 from companion.measure.base import LinearOperator
-from companion.recover.linear import Running, checked_on_images, inner, operator_norm, scaling, squared_norm
+from companion.recover.linear import (
+    Running,
+    checked_on_images,
+    inner,
+    operator_norm,
+    representable,
+    scaling,
+    squared_norm,
+)
 from companion.recover.minimise import Result
 
 BASES = ("dct", "wavelet", "pixel")
@@ -76,7 +84,8 @@ class WaveletBasis:
     like
         Tensor with the dtype and device of the images.
     wavelet
-        Orthogonal wavelet of PyWavelets: "db1" (Haar), "db4", "sym8", ...
+        Orthogonal wavelet of PyWavelets: "db1" (Haar), "db4", "sym8", ... "dmey" is refused: its filters are orthogonal
+        to two digits only.
 
     Attributes
     ----------
@@ -85,7 +94,7 @@ class WaveletBasis:
     """
 
     def __init__(self, height: int, width: int, like: Tensor, wavelet: str = "db1") -> None:
-        if wavelet not in pywt.wavelist(kind="discrete") or not pywt.Wavelet(wavelet).orthogonal:
+        if wavelet not in pywt.wavelist(kind="discrete") or not _orthogonal(wavelet):
             raise ValueError(f"wavelet: got {wavelet!r}; allowed: an orthogonal one of PyWavelets, such as db1 or sym8")
         self._levels: list[tuple[Tensor, Tensor]] = []
         while height % 2 == 0 and width % 2 == 0:
@@ -122,6 +131,12 @@ def _filters(side: int, wavelet: str, like: Tensor) -> Tensor:
     """Orthogonal matrix [side, side] of one level: averages in the upper half, details in the lower."""
     low, high = pywt.dwt(torch.eye(side, dtype=torch.float64).numpy(), wavelet, mode="periodization", axis=0)
     return torch.cat([torch.from_numpy(low), torch.from_numpy(high)]).to(like)
+
+
+def _orthogonal(wavelet: str) -> bool:
+    """Whether the wavelet's transform is orthogonal in truth; PyWavelets says so of one that is not."""
+    matrix = _filters(64, wavelet, torch.zeros((), dtype=torch.float64))
+    return bool((matrix @ matrix.T - torch.eye(64, dtype=torch.float64)).abs().max() < 1e-6)
 
 
 def make_basis(name: str, height: int, width: int, like: Tensor, wavelet: str = "db1") -> Basis:
@@ -172,11 +187,11 @@ def lasso(
     An evaluation, in the result, is one application of A and one of A*, those for the operator's norm included.
     The result's z are the coefficients c, [batch, C·H·W].
 
-    Raises ValueError for an operator that is not linear on images, measurements of another shape or not finite, an
-    unknown basis or wavelet, options out of range.
+    Raises ValueError for an operator that is not linear on images, measurements of another shape, not finite or in
+    half precision, an unknown basis or wavelet, options out of range.
     """
     y = checked_on_images(operator, y)
-    _support.positive("weight", weight)
+    representable("weight", _support.positive("weight", weight), y)
     _support.count("max_iterations", max_iterations)
     _support.positive("tolerance", tolerance)
     phi = make_basis(basis, operator.shape[1], operator.shape[2], y, wavelet)

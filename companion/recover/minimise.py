@@ -48,6 +48,7 @@ class Result:
     reason: list[str]
 
 
+@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def minimise(
     energy: Callable[[Tensor], Tensor],
     z0: Tensor,
@@ -88,7 +89,7 @@ def minimise(
         Of Adam.
     watch
         Functions of (images, latents) of the whole batch → [batch], recorded in the trace at every iteration under
-        their names: PSNR, norms. They cost no extra evaluation.
+        their names: PSNR, norms; "energy" and "evaluations" are taken. They cost no extra evaluation.
     progress
         Show a bar of the iterations.
 
@@ -97,11 +98,13 @@ def minimise(
     as converged. In every case the best iterate is kept, and no other image is touched. "Best" is up to 4 rounding
     units of max(1, |energy|).
 
-    The results for an image do not depend on the others: on the CPU they are the same to the last bit, provided that
-    the energy's are (an :class:`~companion.energy.Energy` sees to that; see
-    :func:`companion.measure.base.never_alone`).
+    The results for an image do not depend on the others, up to the rounding of its energy, which can depend on the
+    size of the batch (see :func:`companion.measure.base.never_alone`); an unstable search may then end elsewhere.
 
-    Raises ValueError for a start that is not a finite floating-point batch, and for options out of range.
+    Works under ``torch.inference_mode()`` too, unless the prior itself was made there.
+
+    Raises ValueError for a start that is not a finite floating-point batch, for an energy without a gradient, and for
+    options out of range.
     """
     start, objective, watched = _checked(energy, z0, method, history, learning_rate, watch)
     wide = z0.dtype == torch.float64
@@ -120,12 +123,12 @@ def minimise(
             outcome = LBFGS(objective, start, first, recorder, stopping, history).run()
         else:
             outcome = adam(objective, start, first, recorder, stopping, learning_rate)
-    for row, factor in shrunk.items():
-        if first.value[row] == float("inf"):
-            outcome.close(
-                row, (False, f"energy or gradient not finite at z0, nor at any multiple down to {factor:.1e} z0")
-            )
-        else:
+    for row, value in enumerate(first.value):
+        factor = shrunk.get(row)
+        if value == float("inf"):
+            tried = f", nor at any multiple down to {factor:.1e} z0" if factor else ""
+            outcome.close(row, (False, f"energy or gradient not finite at z0{tried}"))
+        elif factor:
             outcome.close(
                 row,
                 (False, f"energy or gradient not finite at z0, so started at {factor:.2g} z0; {outcome.reason[row]}"),
@@ -159,6 +162,12 @@ def _checked(
     _support.one_of("method", method, METHODS)
     _support.count("history", history)
     _support.positive("learning_rate", learning_rate)
+    for name, function in (watch or {}).items():
+        if name in ("energy", "evaluations") or not callable(function):
+            raise ValueError(
+                f"watch: got {name!r}: {type(function).__name__}; "
+                "allowed: functions, under other names than energy and evaluations"
+            )
     return z0.detach().flatten(1).clone(), Objective(energy, z0, bool(watch)), watch or {}
 
 

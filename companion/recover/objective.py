@@ -78,11 +78,12 @@ class Objective:
                 value = energy.of(point)
             else:
                 value = energy(variable)
-            if tuple(value.shape) != (len(variable),):
-                raise ValueError(
-                    f"energy: got values of shape {tuple(value.shape)}; allowed: one per image, [{len(variable)}]"
-                )
-            (gradient,) = torch.autograd.grad(value.sum(), variable)
+            given = f"values of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            if not isinstance(value, Tensor) or tuple(value.shape) != (len(variable),):
+                raise ValueError(f"energy: got {given}; allowed: a tensor of one value per image, [{len(variable)}]")
+            found = torch.autograd.grad(value.sum(), variable, allow_unused=True) if value.requires_grad else (None,)
+            if (gradient := found[0]) is None:
+                raise ValueError("energy: got values without a gradient in z; allowed: a differentiable function of z")
         if not self.keep_seen:
             return value.detach(), gradient, None
         with torch.no_grad():
@@ -117,10 +118,9 @@ class Recorder:
             whole[rows] = part
         for name, function in self.watch.items():
             watched = function(*self._seen)
-            if tuple(watched.shape) != (len(self._seen[0]),):
-                raise ValueError(
-                    f"watch[{name!r}]: got shape {tuple(watched.shape)}; allowed: one value per image, [batch]"
-                )
+            given = f"shape {tuple(watched.shape)}" if isinstance(watched, Tensor) else type(watched).__name__
+            if not isinstance(watched, Tensor) or tuple(watched.shape) != (len(self._seen[0]),):
+                raise ValueError(f"watch[{name!r}]: got {given}; allowed: a tensor of one value per image, [batch]")
             for row, value in zip(rows, watched[rows].tolist(), strict=True):
                 self._entries[name][row].append(value)
 

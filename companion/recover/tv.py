@@ -5,7 +5,7 @@ from torch import Tensor
 
 from companion import _support
 from companion.measure.base import LinearOperator
-from companion.recover.linear import Running, checked_on_images, inner, operator_norm, squared_norm
+from companion.recover.linear import Running, checked_on_images, inner, operator_norm, representable, squared_norm
 from companion.recover.minimise import Result
 
 # Primal step × weight (× ‖A‖² where the weight is larger still). Every value converges; this one, found by trial on
@@ -80,11 +80,11 @@ def tv(
     An evaluation, in the result, is one application of A and one of A*, those for the operator's norm included. The
     result's z is x.
 
-    Raises ValueError for an operator that is not linear on images, measurements of another shape or not finite, options
-    out of range.
+    Raises ValueError for an operator that is not linear on images, measurements of another shape, not finite or in
+    half precision, options out of range.
     """
     y = checked_on_images(operator, y)
-    _support.positive("weight", weight)
+    representable("weight", _support.positive("weight", weight), y)
     _support.count("max_iterations", max_iterations)
     _support.positive("tolerance", tolerance)
     norm, spent = operator_norm(operator, y)

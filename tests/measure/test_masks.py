@@ -52,6 +52,11 @@ def test_text_hides_strokes_all_over_the_image():
     assert not torch.equal(mask, masks.text((3, 64, 64), "prior"))
 
 
+def test_text_reaches_the_last_row_of_a_narrow_image():
+    hidden = ~masks.text((1, 64, 8), "i", size=2)[0]
+    assert hidden[-8:].any()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -61,6 +66,10 @@ def test_text_hides_strokes_all_over_the_image():
         (lambda: masks.random_pixels((1, 2, 2), 0.99), "hides every pixel"),
         (lambda: masks.side((1, 8, 8), "middle"), "hidden: got 'middle'"),
         (lambda: masks.text((1, 8, 8), "  "), "words: got"),
+        (lambda: masks.text((1, 8, 8), size=0.1), "size: got 0.1; allowed: a number of pixels from 1 to"),
+        (lambda: masks.text((1, 8, 8), size=1e6), "size: got 1000000.0; allowed: .* height, 8"),
+        (lambda: masks.text((1, 4, 4), "abc"), "size: got 1.0, at which the strokes are too fine"),
+        (lambda: masks.random_pixels((1, 8, 8), 0.5, 2**64), "seed: got 18446744073709551616; allowed"),
     ],
 )
 def test_bad_input_is_refused(make, message):

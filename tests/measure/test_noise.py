@@ -109,6 +109,11 @@ def test_log_likelihood_is_the_density_of_the_residual():
             ),
             "x: got pixels from 1.5 to 1.5",
         ),
+        (
+            lambda: measure.Problem(measure.GaussianNoise(1), measure.Identity((1, 2, 2))),
+            "operator: got GaussianNoise; allowed: a measure.Operator",
+        ),
+        (lambda: measure.Problem(measure.Identity((1, 2, 2)), 0.1), "noise: got float; allowed: a measure.Noise"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -91,6 +91,21 @@ def test_gaussian_is_the_same_matrix_in_both_dtypes_and_rows_are_shared():
     torch.testing.assert_close(fewer * math.sqrt(4), operator.matrix(x)[:4] * math.sqrt(11), rtol=1e-14, atol=0)
 
 
+def test_operators_first_used_in_inference_mode_serve_gradients_later():
+    with torch.inference_mode():
+        used = [
+            measure.Gaussian((1, 4, 4), 7),
+            measure.Mask(torch.rand(4, 4) > 0.5),
+            measure.Blur.gaussian((1, 4, 4), 0.5, 3),
+        ]
+        for operator in used:
+            operator(torch.rand(1, 1, 4, 4))
+    for operator in used:
+        x = torch.rand(2, 1, 4, 4, requires_grad=True)
+        operator(x).sum().backward()
+        torch.testing.assert_close(x.grad, operator.adjoint(torch.ones(2, *operator.output_shape)))
+
+
 def test_mask_measures_the_marked_values_only():
     mask = torch.tensor([[[True, False], [False, True]], [[False, False], [True, True]]])
     operator = measure.Mask(mask)
@@ -143,6 +158,7 @@ def test_apply_lets_nan_through_where_a_call_refuses_it():
         (lambda: measure.Gaussian((3, 4, 4), 0), "m: got 0"),
         (lambda: measure.Gaussian((3, 4, 4), -5), "m: got -5"),
         (lambda: measure.Gaussian((3, 4, 4), 5, seed=-1), "seed: got -1"),
+        (lambda: measure.Gaussian((3, 4, 4), 5, seed=2**64), "seed: got 18446744073709551616"),
         (lambda: measure.Gaussian((3, 4, 0), 5), r"shape: got \(3, 4, 0\)"),
         (lambda: measure.Identity("3x4"), "shape: got '3x4'"),
         (lambda: measure.Mask(torch.ones(3, 4)), "mask: got torch.float32"),
@@ -151,6 +167,9 @@ def test_apply_lets_nan_through_where_a_call_refuses_it():
         (lambda: measure.Downsample((3, 6, 6), 4), "factor 4"),
         (lambda: measure.Blur((3, 6, 6), torch.ones(7, 3)), "kernel: got shape"),
         (lambda: measure.Blur((3, 6, 6), torch.full((3, 3), torch.nan)), "kernel: got 9 NaN"),
+        (lambda: measure.Blur((1, 8, 8), torch.empty(0, 0)), r"kernel: got shape \(0, 0\); allowed: .* from 1 × 1"),
+        (lambda: measure.Blur.gaussian((1, 8, 8), 1e300), r"std: got 1e\+300; allowed: a kernel no larger than"),
+        (lambda: measure.Blur.gaussian((1, 8, 8), 1.0, 10**12), "size: got 1000000000000; allowed: a kernel no"),
         (lambda: measure.SignOf(measure.SignOf(measure.Identity((1, 2, 2)))), "linear: got SignOf"),
         (lambda: measure.Identity((1, 2, 2))(torch.rand(1, 2, 2)), "x: got shape"),
         (lambda: measure.Identity((1, 2, 2))(torch.rand(0, 1, 2, 2)), "x: got shape"),

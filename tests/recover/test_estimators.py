@@ -7,7 +7,7 @@ import torch
 
 from companion import measure, recover
 from companion.energy import Energy, FlowLikelihood, SquaredMisfit
-from companion.priors import Glow
+from companion.priors import Glow, load
 
 
 def normal(*shape, seed=0):
@@ -97,8 +97,6 @@ def test_flow_image_is_ridge_regression_too_for_a_linear_prior():
 
 def test_flow_image_stays_where_the_flow_can_represent_pixels():
     flow = Glow((1, 8, 8), levels=1, steps=2, width=8, pixels="logit").double().eval().requires_grad_(False)
-    if not hasattr(flow, "domain"):
-        flow.domain = flow.pixels._domain()
     operator = measure.Identity(flow.shape)
     y = 0.5 + 2 * torch.sign(normal(3, *flow.shape))  # far beyond black and white
     energy = Energy(flow, SquaredMisfit(operator, y), FlowLikelihood(0.01), space="x")
@@ -107,6 +105,17 @@ def test_flow_image_stays_where_the_flow_can_represent_pixels():
     torch.testing.assert_close(energy(result.x), result.energy)
     assert (result.energy < 0.7 * result.trace["energy"][0]).all()
     assert result.x.max() > 1.0
+
+
+@pytest.mark.parametrize("name", ["realnvp-mnist", "glow-mnist"])
+def test_flow_image_stays_in_the_narrow_domain_of_the_stored_flows(name):
+    flow = load(name)
+    operator = measure.Gaussian(flow.shape, 100)
+    y = operator(torch.rand(2, *flow.shape, generator=torch.Generator().manual_seed(1))) + 1
+    result = recover.flow_image(flow, operator, y, 0.01, max_evaluations=30)
+    low, high = flow.domain
+    assert low < result.x.min() and result.x.max() < high
+    assert (result.energy < result.trace["energy"][0]).all()
 
 
 def test_gan_latent_keeps_the_best_restart_of_each_image():
@@ -122,6 +131,29 @@ def test_gan_latent_keeps_the_best_restart_of_each_image():
     torch.testing.assert_close(best.trace["energy"][-1], best.energy)
     alone = recover.gan_latent(prior, operator, y[:1], restarts=5, scale=2.0)
     assert torch.equal(alone.z, best.z[:1]) and alone.reason == best.reason[:1]
+
+
+def test_gan_latent_takes_every_seed_that_a_generator_takes():
+    prior, y, operator = TwoWells(), torch.zeros(1, 1, 1, 1, dtype=torch.float64), measure.Identity((1, 1, 1))
+    ends = [recover.gan_latent(prior, operator, y, restarts=2, seed=s, max_evaluations=1) for s in (10**13, 2**64 - 1)]
+    assert not torch.equal(ends[0].z, ends[1].z)
+
+
+def test_estimates_made_in_inference_mode_are_the_same():
+    prior = LinearPrior()
+
+    def estimates():
+        operator = measure.Mask(measure.masks.centre((1, 3, 4), 0.5))
+        y = operator(normal(2, 1, 3, 4, seed=3))
+        return (
+            recover.flow_latent(prior, operator, y, 0.1, max_iterations=5).x,
+            recover.flow_image(prior, operator, y, 0.1, max_iterations=5).x,
+            recover.minimise(lambda z: (z - 1).square().sum(1), y, watch={"norm": lambda x, z: z.norm(dim=1)}).z,
+        )
+
+    with torch.inference_mode():
+        inside = estimates()
+    assert all(torch.equal(a, b) for a, b in zip(inside, estimates(), strict=True))
 
 
 def test_gan_latent_with_penalty_and_fewer_latents_than_pixels():

@@ -113,6 +113,14 @@ def test_bad_arguments():
         gaussian_map(operator, y[:, 1:], FACTOR)
     with pytest.raises(ValueError, match=r"mean: got shape"):
         gaussian_map(operator, y, FACTOR, MEAN.flatten())
+    for mean, given in (([0.0] * 24, "list"), (0.5, "float"), (torch.tensor(0.5), r"shape \(\)")):
+        with pytest.raises(ValueError, match=f"mean: got {given}"):
+            gaussian_map(operator, y, FACTOR, mean)
+    for std in (1e200, 1e-170):
+        with pytest.raises(ValueError, match=r"noise_std: got 1e.*; allowed: 0, or from 1.5e-154 to 1.3e\+154"):
+            gaussian_map(measure.Identity(SHAPE), normal(2, *SHAPE), FACTOR, noise_std=std)
+    with pytest.raises(ValueError, match=r"y: got torch.float16; allowed: torch.float32 or torch.float64"):
+        gaussian_map(operator, y.half(), FACTOR)
     with pytest.raises(ValueError, match=r"noise_std: got -1"):
         gaussian_map(operator, y, FACTOR, noise_std=-1)
     with pytest.raises(ValueError, match=r"noise_std: got 0.0, with 7 measurements that are dependent .* 5 latents"):

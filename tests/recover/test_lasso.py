@@ -181,6 +181,8 @@ def test_an_image_that_fails_keeps_its_best_iterate_and_touches_no_other():
         ({"basis": "wavelet", "wavelet": "haarlet"}, "wavelet: got 'haarlet'"),
         ({"weight": 0.0}, "weight: got 0.0; allowed: a finite number > 0"),
         ({"weight": math.nan}, "weight: got nan"),
+        ({"weight": 1e100, "y": draws(2, 10, dtype=torch.float32)}, r"weight: got 1e\+100; allowed: at most 3.4e\+38"),
+        ({"basis": "wavelet", "wavelet": "dmey"}, "wavelet: got 'dmey'; allowed: an orthogonal one"),
         ({"tolerance": -1.0}, "tolerance: got -1.0"),
         ({"max_iterations": 1.5}, "max_iterations: got 1.5; allowed: a whole number >= 1"),
     ],

@@ -242,6 +242,12 @@ def test_an_energy_that_is_never_finite_returns_its_start():
         assert result.energy[1] < 2
 
 
+@pytest.mark.parametrize("method", recover.METHODS)
+def test_an_image_says_why_it_stopped_where_the_budget_allows_no_other_start(method):
+    result = recover.minimise(lambda z: (z * torch.nan).sum(1), torch.ones(2, 3), method, max_evaluations=1)
+    assert result.reason == ["energy or gradient not finite at z0"] * 2 and not result.converged.any()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -261,6 +267,21 @@ def test_an_energy_that_is_never_finite_returns_its_start():
             lambda: recover.minimise(rosenbrock, torch.zeros(2, 2), watch={"bad": lambda x, z: z.sum()}),
             r"watch\['bad'\]: got shape",
         ),
+        (
+            lambda: recover.minimise(rosenbrock, torch.zeros(2, 2), watch={"bad": lambda x, z: 1.0}),
+            r"watch\['bad'\]: got float",
+        ),
+        (lambda: recover.minimise(rosenbrock, torch.zeros(2, 2), watch={"bad": 3}), "watch: got 'bad': int"),
+        (
+            lambda: recover.minimise(rosenbrock, torch.zeros(2, 2), watch={"energy": lambda x, z: z.sum(1)}),
+            "watch: got 'energy': function; allowed: functions, under other names",
+        ),
+        (
+            lambda: recover.minimise(rosenbrock, torch.zeros(2, 2), watch={"evaluations": lambda x, z: z.sum(1)}),
+            "watch: got 'evaluations'",
+        ),
+        (lambda: recover.minimise(lambda z: torch.zeros(len(z)), torch.zeros(2, 2)), "energy: got values without a"),
+        (lambda: recover.minimise(lambda z: 1.0, torch.zeros(2, 2)), "energy: got float; allowed: a tensor of one"),
     ],
 )
 def test_bad_input_is_refused(call, message):

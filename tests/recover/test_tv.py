@@ -124,6 +124,7 @@ def test_result_says_what_happened():
         ({"y": draws(2, 11)}, r"y: got shape \(2, 11\); allowed: \[batch, 10\]"),
         ({"y": draws(2, 10) * math.inf}, "y: got 20 NaN or infinite values"),
         ({"weight": 0.0}, "weight: got 0.0; allowed: a finite number > 0"),
+        ({"weight": 1e100, "y": draws(2, 10).float()}, r"weight: got 1e\+100; allowed: at most 3.4e\+38"),
         ({"tolerance": 0.0}, "tolerance: got 0.0"),
         ({"max_iterations": -3}, "max_iterations: got -3; allowed: a whole number >= 1"),
     ],
