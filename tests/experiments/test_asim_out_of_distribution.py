@@ -54,23 +54,43 @@ def test_auroc_is_scikit_learns_with_ties():
 
 def test_pictures_and_scores_of_a_run_belong_together(quick):
     found = quick.metrics["families"]["glow-photos32"]
-    assert found["methods"] == ["glow", "gan", "vae", "tv", "lasso-dct"] and found["m"] == [614]
-    for name in ("photos", "textures"):
+    assert found["methods"] == ["glow", "gan", "vae", "tv", "lasso-dct"] and found["m"] == [307, 614]
+    for name, counts in (("photos", [307, 614]), ("textures", [614])):
         stem = f"glow-photos32/{name}"
         psnr, pictures = quick.arrays[f"{stem}/psnr"], quick.arrays[f"{stem}/x"]
-        assert psnr.shape == (1, 5, 2) and pictures.shape == (1, 5, *COLOUR)
+        assert found[name]["m"] == counts
+        assert psnr.shape == (len(counts), 5, 2) and pictures.shape == (len(counts), 5, *COLOUR)
         truth = quick.arrays[f"{stem}/truth"]
         assert np.array_equal(truth, (ood.image_set(name, 2, COLOUR)[1] * 255).round().byte().numpy())
-        for picture, value in zip(pictures[0], psnr[0, :, 1], strict=True):
-            error = ((picture.astype(float) - truth) / 255) ** 2
-            assert -10 * np.log10(error.mean()) == pytest.approx(value, abs=0.1)  # 8 bits
-        means = found[name]["m=614"]["mean psnr"]
-        assert list(means.values()) == pytest.approx(psnr[0].mean(1), abs=1e-3)
-        reasons = found[name]["m=614"]["reasons"]
-        assert all(sum(counts.values()) == 2 for counts in reasons.values())
+        for at, m in enumerate(counts):
+            for picture, value in zip(pictures[at], psnr[at, :, 1], strict=True):
+                error = ((picture.astype(float) - truth) / 255) ** 2
+                assert -10 * np.log10(error.mean()) == pytest.approx(value, abs=0.1)  # 8 bits
+            means = list(found[name][f"m={m}"]["mean psnr"].values())
+            assert means[:5] == pytest.approx(psnr[at].mean(1), abs=1e-3)
+            assert means[5] == pytest.approx(quick.arrays[f"{stem}/grey/psnr"][at].mean(), abs=1e-3)
+            reasons = found[name][f"m={m}"]["reasons"]
+            assert all(sum(counts.values()) == 2 for counts in reasons.values())
         assert np.isfinite(quick.arrays[f"{stem}/residual"]).all()
-    assert set(found["weight"]) == {"m=614", "inpainting"} and "inpainting" in found["textures"]
+    assert set(found["weight"]) == {"m=307", "m=614"}
     assert set(found["auroc"]) == {"textures"} and all(0 <= v <= 1 for v in found["auroc"]["textures"].values())
+
+
+def test_searches_start_where_they_say_and_approach_the_measurements(quick):
+    flow = priors.load("glow-photos32")
+    with torch.no_grad():
+        starts = {"": flow.decode(torch.zeros(1, flow.latent_dim)), "grey/": torch.full((1, *COLOUR), 0.5)}
+    for name in ("photos", "textures"):
+        x = ood.image_set(name, 2, COLOUR)
+        for prefix, begin in starts.items():
+            stem = f"glow-photos32/{name}/{prefix}"
+            path, residual = quick.arrays[f"{stem}psnr path"], quick.arrays[f"{stem}residual path"]
+            assert path.shape == residual.shape == (len(path), 2, len(ood.checkpoints(12)))
+            expected = -10 * ((begin - x) ** 2).flatten(1).mean(1).log10()
+            assert path[:, :, 0] == pytest.approx(np.tile(expected, (len(path), 1)), abs=1e-2)
+            assert (np.diff(residual, axis=2) <= 1e-3).all() and (residual[:, :, -1] < residual[:, :, 0]).all()
+        last, final = quick.arrays[f"{stem}residual path"][:, :, -1], quick.arrays[f"{stem}residual"]
+        assert last == pytest.approx(final, rel=1e-2)
 
 
 def test_densities_are_those_of_the_flow(quick):
@@ -86,4 +106,4 @@ def test_the_wider_range_fits_no_worse(quick):
     """What a generator can reach with all pixels measured bounds, up to the search, what it recovers from a part."""
     for method, row in (("gan", 1), ("vae", 2)):
         reached = quick.arrays[f"glow-photos32/photos/nearest/{method}"]
-        assert (quick.arrays["glow-photos32/photos/psnr"][0, row] < reached + 2).all()
+        assert (quick.arrays["glow-photos32/photos/psnr"][:, row] < reached + 2).all()

@@ -20,7 +20,8 @@ from companion.experiments.registry import experiment
 
 DATA_SETS = {"satellite": "eurosat"} | {name: name for name in ("photos", "flowers", "mnist", "fashion-mnist")}
 RENDERED = ("textures", "text", "checkerboards", "constant", "noise", "letters")
-CLASSICAL: dict[str, Callable[..., recover.Result]] = {
+Solver = Callable[..., recover.Result]
+CLASSICAL: dict[str, Solver] = {
     "tv": recover.tv,
     "lasso-dct": partial(recover.lasso, basis="dct"),
 }
@@ -31,12 +32,20 @@ WORDS = "few linear sums of pixels hide a picture until some prior tells which o
 
 @dataclass(frozen=True)
 class Family:
-    """A flow, the generators trained on the same images ("" for none), and sets of images, its own first."""
+    """A flow, the generators trained on the same images ("" for none), and the sets of images on which they are tried.
+
+    Attributes:
+        sets: the flow's own first.
+        everywhere: those recovered at every share of measurements; the others at the middle share only.
+        grey: whether the flow's search is made a second time, from the latent of an image that is grey throughout.
+    """
 
     flow: str
     gan: str
     vae: str
     sets: tuple[str, ...]
+    everywhere: tuple[str, ...]
+    grey: bool = False
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -54,13 +63,11 @@ class Settings:
         shown: which of them is stored as a picture.
         scored: images of each set whose density is computed; the recovered ones are the first of them.
         shares: measurements m as shares of the pixels n.
-        budget: evaluations allowed for one image, the same for every method (all restarts of a generator together).
+        budget: evaluations allowed for one image, the same for flow and generators (all restarts together).
+        iterations: of the classical methods at most, each far cheaper than an evaluation of a network.
         restarts: of the generators' searches.
         tuned_on: images of the flow's own validation split on which the classical weights are chosen, for every m.
         weights: the weights to choose from.
-        long_images, long_budget: images and evaluations of a longer search by the flow at the middle share, beside
-            total variation with the same budget and with its weight chosen on these very images.
-        inpainted: sets of the first family whose centre is hidden and filled in.
     """
 
     families: tuple[Family, ...]
@@ -69,33 +76,30 @@ class Settings:
     scored: int
     shares: tuple[float, ...]
     budget: int
+    iterations: int
     restarts: int
     tuned_on: int
     weights: tuple[float, ...]
-    long_images: int
-    long_budget: int
-    inpainted: tuple[str, ...]
 
 
-WEIGHTS = (0.001, 0.003, 0.01, 0.03, 0.1)
-FAR = ("textures", "text", "checkerboards", "constant", "noise")
-FEW = Family("glow-photos32", "gan-photos32", "vae-photos32", ("photos", "textures"))
-PHOTOS = Family("glow-photos32", "gan-photos32", "vae-photos32", ("photos", "satellite", *FAR))
-SATELLITE = Family("glow-eurosat32", "", "", ("satellite", "photos"))
-DIGITS = Family("glow-mnist", "gan-mnist", "vae-mnist", ("mnist", "letters", "fashion-mnist", "photos"))
-FLOWERS = Family("glow-flowers64", "", "", ("flowers", "photos", "satellite", *FAR))
-HIDDEN = ("photos", "satellite", "textures", "text")
+WEIGHTS = (0.001, 0.01, 0.1)
+NEAR, FAR = ("photos", "satellite", "textures", "text"), ("checkerboards", "constant", "noise")
+FEW = Family("glow-photos32", "gan-photos32", "vae-photos32", ("photos", "textures"), ("photos",), grey=True)
+PHOTOS = Family("glow-photos32", "gan-photos32", "vae-photos32", (*NEAR, *FAR), NEAR)
+SATELLITE = Family("glow-eurosat32", "", "", ("satellite", "photos"), ("satellite", "photos"))
+DIGITS = Family("glow-mnist", "gan-mnist", "vae-mnist", ("mnist", "letters", "fashion-mnist", "photos"), (), grey=True)
+FLOWERS = Family("glow-flowers64", "", "", ("flowers", *NEAR, *FAR), ("flowers", *NEAR))
 PUBLISHED = (1000 / 12288, 2500 / 12288, 5000 / 12288, 7500 / 12288, 10000 / 12288)
 
 
 @experiment(
     "asim.out-of-distribution",
     paper="Asim et al. 2020",
-    shows="Fig. 5, 42-46, 49",
+    shows="Fig. 5, 42-46",
     profiles={
-        "quick": Settings((FEW,), 2, 1, 6, (0.2,), 12, 2, 2, (0.001, 0.01), 1, 20, ("textures",)),
-        "laptop": Settings((PHOTOS, SATELLITE, DIGITS), 12, 7, 48, (0.1, 0.2, 0.4), 150, 1, 8, WEIGHTS, 4, 600, HIDDEN),
-        "paper": Settings((FLOWERS,), 12, 7, 48, PUBLISHED, 600, 1, 8, WEIGHTS, 12, 2000, ("flowers", *HIDDEN)),
+        "quick": Settings((FEW,), 2, 1, 6, (0.1, 0.2), 12, 20, 2, 2, (0.001, 0.01)),
+        "laptop": Settings((PHOTOS, SATELLITE, DIGITS), 12, 7, 48, (0.1, 0.2, 0.4), 600, 2000, 5, 8, WEIGHTS),
+        "paper": Settings((FLOWERS,), 12, 7, 48, PUBLISHED, 2000, 2000, 5, 8, WEIGHTS),
     },
 )
 def out_of_distribution(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -105,35 +109,49 @@ def out_of_distribution(settings: Settings, context: Context) -> tuple[dict[str,
     for family in settings.families:
         models = {"glow": priors.load(family.flow, context.device)}
         models |= {kind: priors.load(getattr(family, kind), context.device) for kind in family.methods[1:-2]}
-        shape = models["glow"].shape
-        counts = [round(share * models["glow"].latent_dim) for share in settings.shares]
-        problems = {f"m={m}": _problem(shape, m, context.seed) for m in counts}
-        if family is settings.families[0]:
-            mask = measure.Mask(measure.masks.centre(shape).to(context.device))
-            noise = measure.GaussianNoise.of_norm(0.1, mask.output_shape[0])
-            problems["inpainting"] = measure.Problem(mask, noise)
-        chosen = {}
-        for key, problem in problems.items():
-            choose = partial(_choose_weights, settings, context, family.sets[0], problem)
-            chosen[key] = context.part(f"{family.flow}/{key}/weights", choose).metrics
-        found: dict[str, Any] = {"own": family.sets[0], "methods": list(family.methods), "m": counts, "weight": chosen}
+        shape, n = models["glow"].shape, models["glow"].latent_dim
+        counts = [round(share * n) for share in settings.shares]
+        middle = counts[len(counts) // 2]
+        number = max(settings.scored, settings.images)
+        truth = {name: image_set(name, number, shape).to(context.device) for name in family.sets}
+        found: dict[str, Any] = {"own": family.sets[0], "methods": list(family.methods), "m": counts, "weight": {}}
         for name in context.progress(family.sets, family.flow):
-            truth = image_set(name, max(settings.scored, settings.images), shape).to(context.device)
-            some, stem = truth[: settings.images], f"{family.flow}/{name}"
-            parts = {"scores": context.part(f"{stem}/scores", partial(_score, settings, context, models, truth))}
-            for key, problem in problems.items():
-                if key != "inpainting" or name in settings.inpainted:
-                    solve = partial(_solve_all, settings, context, models, problem, some, chosen[key])
-                    parts[key] = context.part(f"{stem}/{key}", solve)
-            middle = problems[f"m={counts[len(counts) // 2]}"]
-            longer = partial(_solve_long, settings, context, models["glow"], middle, truth[: settings.long_images])
-            parts["long"] = context.part(f"{stem}/long", longer)
-            found[name] = {key: part.metrics for key, part in parts.items()}
-            arrays |= _gather(stem, parts, [f"m={m}" for m in counts])
-        found["auroc"] = {
-            name: _detection(arrays, family, name, len(counts) // 2, models["glow"].latent_dim)
-            for name in family.sets[1:]
-        }
+            stem = f"{family.flow}/{name}"
+            scores = context.part(f"{stem}/scores", partial(_score, settings, context, models, truth[name]))
+            found[name] = {"m": [m for m in counts if m == middle or name in family.everywhere]}
+            found[name]["scores"] = scores.metrics
+            arrays |= {f"{stem}/{key}": value for key, value in scores.arrays.items()}
+        solved: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in family.sets}
+        for m in context.progress(counts, family.flow):
+            some = {name: truth[name][: settings.images] for name in family.sets if m in found[name]["m"]}
+            if not some:
+                continue
+            problem, stem = _problem(shape, m, context.seed), f"{family.flow}/m={m}"
+            choose = partial(_choose_weights, settings, context, family.sets[0], problem)
+            found["weight"][f"m={m}"] = weight = context.part(f"{stem}/weights", choose).metrics
+            solvers: dict[str, Solver] = {"glow": partial(_search, settings, models["glow"])}
+            solvers |= {kind: partial(_project, settings, models[kind]) for kind in list(models)[1:]}
+            solvers |= {
+                method: partial(classical, weight=weight[method], max_iterations=settings.iterations)
+                for method, classical in CLASSICAL.items()
+            }
+            if family.grey:
+                solvers["grey"] = partial(_search, settings, models["glow"], grey=True)
+            parts = {}
+            for method, solver in solvers.items():
+                solve = partial(_solve, settings, context, models, problem, some, method, solver)
+                parts[method] = context.part(f"{stem}/{method}", solve)
+            for k, name in enumerate(some):
+                found[name][f"m={m}"] = {
+                    key: {method: part.metrics[name][key] for method, part in parts.items()}
+                    for key in ("mean psnr", "reasons")
+                }
+                solved[name].append(_gather(parts, family.methods, k))
+        for name, runs in solved.items():
+            # psnr and residual: [m, methods, images]; x: [m, methods, C, H, W] of the image shown
+            arrays |= {f"{family.flow}/{name}/{key}": np.stack([run[key] for run in runs]) for key in runs[0]}
+        at = {name: found[name]["m"].index(middle) for name in family.sets}
+        found["auroc"] = {name: _detection(arrays, family, name, at, n) for name in family.sets[1:]}
         metrics["families"][family.flow] = found
     return metrics, arrays
 
@@ -236,82 +254,87 @@ def _choose_weights(settings: Settings, context: Context, own: str, problem: mea
     """The weights with the best mean PSNR on a flow's own validation images; other sets have to live with them."""
     x = image_set(own, settings.tuned_on, problem.operator.shape, "validation").to(context.device)
     y = problem.observe(x, 1000 * context.seed + 900)
-    return {
-        method: _best(settings.weights, solve, problem, y, x, settings.budget)[0] for method, solve in CLASSICAL.items()
-    }, {}
+    best = {}
+    for method, solve in CLASSICAL.items():
+        scores = {}
+        for weight in settings.weights:
+            estimate = solve(problem.operator, y, weight=weight, max_iterations=settings.iterations)
+            scores[weight] = float(evaluate.psnr(estimate.x, x).mean())
+        best[method] = max(scores, key=lambda weight: scores[weight])
+    return best, {}
 
 
-def _best(
-    weights: tuple[float, ...],
-    solve: Callable[..., recover.Result],
-    problem: measure.Problem,
-    y: Tensor,
-    truth: Tensor,
-    iterations: int,
-) -> tuple[float, float]:
-    """The weight with the best mean PSNR, and that PSNR."""
-    scores = {}
-    for weight in weights:
-        estimate = solve(problem.operator, y, weight=weight, max_iterations=iterations)
-        scores[weight] = float(evaluate.psnr(estimate.x, truth).mean())
-    best = max(scores, key=lambda weight: scores[weight])
-    return best, round(scores[best], 3)
-
-
-def _solve_long(
-    settings: Settings, context: Context, flow: priors.Flow, problem: measure.Problem, truth: Tensor
-) -> tuple[dict, dict]:
-    """Flow and total variation with a larger budget; PSNR of the flow's iterates after each of `evaluations`."""
-    y, spend = problem.observe(truth, 1000 * context.seed + 1), settings.long_budget
-    seen = {"psnr": lambda x, z: evaluate.psnr(torch.nan_to_num(x), truth)}
-    found = recover.flow_latent(flow, problem.operator, y, max_evaluations=spend, watch=seen)
-    context.count_evaluations(int(found.evaluations.sum()))
-    weight, psnr = _best(settings.weights, recover.tv, problem, y, truth, spend)
-    at = np.unique(np.geomspace(5, spend, 25).astype(int))
-    spent, path = found.trace["evaluations"].numpy(), found.trace["psnr"].numpy()
-    rows = [np.searchsorted(spent[:, k], at, side="right") - 1 for k in range(spent.shape[1])]
-    metrics = {
-        "glow": round(float(evaluate.psnr(found.x, truth).mean()), 3),
-        "tv": psnr,
-        "tv weight": weight,
-        "reasons": {reason: found.reason.count(reason) for reason in sorted(set(found.reason))},
-    }
-    return metrics, {"evaluations": at, "path": np.stack([path[row, k] for k, row in enumerate(rows)], 1)}
-
-
-def _solve_all(
+def _solve(
     settings: Settings,
     context: Context,
     models: dict[str, Any],
     problem: measure.Problem,
-    truth: Tensor,
-    weights: dict[str, float],
+    some: dict[str, Tensor],
+    method: str,
+    solve: Solver,
 ) -> tuple[dict, dict]:
-    """Estimates of all methods from the same measurements, scored against the truth and against the measurements."""
-    operator, y = problem.operator, problem.observe(truth, 1000 * context.seed + 1)
-    estimates = {"glow": recover.flow_latent(models["glow"], operator, y, max_evaluations=settings.budget)}
-    for method, model in list(models.items())[1:]:
-        estimates[method] = _project(settings, model, operator, y)
-    context.count_evaluations(sum(int(estimate.evaluations.sum()) for estimate in estimates.values()))
-    for method, solve in CLASSICAL.items():
-        estimates[method] = solve(operator, y, weight=weights[method], max_iterations=settings.budget)
-    flow, found = models["glow"], estimates["glow"]
+    """Estimates of one method from all sets at once, scored against the truth and against the measurements."""
+    operator, truth = problem.operator, torch.cat(list(some.values()))
+    y = torch.cat([problem.observe(x, 1000 * context.seed + 1) for x in some.values()])
+    seen = {"psnr": lambda x, z: evaluate.psnr(torch.nan_to_num(x), truth)}
+    searched = method in ("glow", "grey")
+    estimate = solve(operator, y, watch=seen) if searched else solve(operator, y)
+    psnr, sets = evaluate.psnr(estimate.x, truth), (len(some), settings.images)
     with torch.no_grad():
-        bits = flow.pixels.bits_per_dim(flow.log_prob_latent(found.z), flow.latent_dim)
-        misfits = [(operator(estimate.x) - y).flatten(1).norm(dim=1) for estimate in estimates.values()]
-    return {
-        "mean psnr": {method: round(float(evaluate.psnr(e.x, truth).mean()), 3) for method, e in estimates.items()},
-        "reasons": {
-            method: {reason: e.reason.count(reason) for reason in sorted(set(e.reason))}
-            for method, e in estimates.items()
-        },
-    }, {
-        "psnr": np.stack([evaluate.psnr(estimate.x, truth).numpy() for estimate in estimates.values()]),
-        "residual": torch.stack(misfits).double().cpu().numpy(),
-        "estimate norm": found.z.norm(dim=1).double().cpu().numpy(),
-        "estimate bits": bits.double().cpu().numpy(),
-        "x": np.stack([_bytes(estimate.x[settings.shown]) for estimate in estimates.values()]),
+        residual = (operator(estimate.x) - y).flatten(1).norm(dim=1)
+    arrays = {
+        "psnr": psnr.double().cpu().numpy().reshape(sets),
+        "residual": residual.double().cpu().numpy().reshape(sets),
+        "x": _bytes(estimate.x[settings.shown :: settings.images]),
     }
+    if method not in CLASSICAL:
+        context.count_evaluations(int(estimate.evaluations.sum()))
+    if searched:
+        flow = models["glow"]
+        with torch.no_grad():
+            bits = flow.pixels.bits_per_dim(flow.log_prob_latent(estimate.z), flow.latent_dim)
+        arrays["estimate norm"] = estimate.z.norm(dim=1).double().cpu().numpy().reshape(sets)
+        arrays["estimate bits"] = bits.double().cpu().numpy().reshape(sets)
+        at = checkpoints(settings.budget)
+        spent = estimate.trace["evaluations"].cpu().numpy()
+        rows = [np.searchsorted(spent[:, k], at, side="right") - 1 for k in range(len(truth))]
+        path = {"psnr": estimate.trace["psnr"], "residual": estimate.trace["energy"].clamp(min=0).sqrt()}
+        for key, values in path.items():
+            each = np.stack([values.cpu().numpy()[row, k] for k, row in enumerate(rows)])
+            arrays[f"{key} path"] = each.reshape(*sets, len(at)).astype(np.float32)
+    each_reason = [estimate.reason[k : k + settings.images] for k in range(0, len(truth), settings.images)]
+    return {
+        name: {
+            "mean psnr": round(float(mean), 3),
+            "reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        }
+        for name, mean, reasons in zip(some, psnr.view(sets).mean(1), each_reason, strict=True)
+    }, arrays
+
+
+def checkpoints(budget: int) -> np.ndarray:
+    """Numbers of evaluations at which a search by the flow is looked at: from the start, 1, to the last."""
+    return np.unique(np.r_[np.geomspace(1, budget, 30).round().astype(int), budget // 4])
+
+
+def _search(
+    settings: Settings,
+    flow: priors.Flow,
+    operator: measure.Operator,
+    y: Tensor,
+    *,
+    grey: bool = False,
+    watch: dict[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
+) -> recover.Result:
+    """Asim et al. 2020, eq. 2, with γ = 0, from z = 0 or from the latent of a grey image."""
+    z0 = None
+    if grey:
+        with torch.no_grad():
+            z0 = flow.encode(torch.full((1, *flow.shape), 0.5).to(y)).expand(len(y), -1).clone()
+    # as many iterations as evaluations: only the budget stops a search that has not converged
+    return recover.flow_latent(
+        flow, operator, y, z0=z0, max_iterations=settings.budget, max_evaluations=settings.budget, watch=watch
+    )
 
 
 def _project(settings: Settings, model: Any, operator: measure.Operator, y: Tensor) -> recover.Result:
@@ -346,30 +369,28 @@ def _score(settings: Settings, context: Context, models: dict[str, Any], truth: 
     return medians | {"share that comes back": round(float((arrays["round trip"] < 1e-3).mean()), 3)}, arrays
 
 
-def _gather(stem: str, parts: dict[str, Any], runs: list[str]) -> dict[str, np.ndarray]:
-    """Arrays of one set: scores as they are, those of the recoveries stacked over m, those of inpainting by name."""
-    arrays = {f"{stem}/{key}": value for key, value in parts["scores"].arrays.items()}
-    for key in parts[runs[0]].arrays:
-        # psnr and residual: [m, methods, images]; x: [m, methods, C, H, W] of the image shown
-        arrays[f"{stem}/{key}"] = np.stack([parts[run].arrays[key] for run in runs])
-    arrays |= {f"{stem}/long/{key}": value for key, value in parts["long"].arrays.items()}
-    if "inpainting" in parts:
-        arrays |= {f"{stem}/inpainting/{key}": parts["inpainting"].arrays[key] for key in ("psnr", "x")}
+def _gather(parts: dict[str, Any], methods: tuple[str, ...], k: int) -> dict[str, np.ndarray]:
+    """Arrays of set k at one m: those that all methods have, stacked, and those of the flow's search."""
+    arrays = {key: np.stack([parts[method].arrays[key][k] for method in methods]) for key in ("psnr", "residual", "x")}
+    arrays |= {key: value[k] for key, value in parts["glow"].arrays.items() if key not in arrays}
+    if "grey" in parts:
+        arrays |= {f"grey/{key}": value[k] for key, value in parts["grey"].arrays.items()}
     return arrays
 
 
-def _detection(arrays: dict[str, np.ndarray], family: Family, name: str, at: int, n: int) -> dict[str, float]:
+def _detection(
+    arrays: dict[str, np.ndarray], family: Family, name: str, at: dict[str, int], n: int
+) -> dict[str, float]:
     """Area under the ROC curve of scores that are meant to be larger for `name` than for the flow's own images."""
-    scores = {
-        "bits": lambda stem: arrays[f"{stem}/bits"],
-        "norm": lambda stem: arrays[f"{stem}/norm"],
-        "distance of norm": lambda stem: np.abs(arrays[f"{stem}/norm"] - np.sqrt(n)),
-        "estimate norm": lambda stem: arrays[f"{stem}/estimate norm"][at],
-        "estimate bits": lambda stem: arrays[f"{stem}/estimate bits"][at],
-        "residual": lambda stem: arrays[f"{stem}/residual"][at, 0],
+    scores: dict[str, Callable[[str], np.ndarray]] = {
+        "bits": lambda key: arrays[f"{family.flow}/{key}/bits"],
+        "norm": lambda key: arrays[f"{family.flow}/{key}/norm"],
+        "distance of norm": lambda key: np.abs(arrays[f"{family.flow}/{key}/norm"] - np.sqrt(n)),
+        "estimate norm": lambda key: arrays[f"{family.flow}/{key}/estimate norm"][at[key]],
+        "estimate bits": lambda key: arrays[f"{family.flow}/{key}/estimate bits"][at[key]],
+        "residual": lambda key: arrays[f"{family.flow}/{key}/residual"][at[key], 0],
     }
-    own, other = f"{family.flow}/{family.sets[0]}", f"{family.flow}/{name}"
-    return {key: round(auroc(score(own), score(other)), 3) for key, score in scores.items()}
+    return {key: round(auroc(score(family.sets[0]), score(name)), 3) for key, score in scores.items()}
 
 
 def auroc(own: np.ndarray, other: np.ndarray) -> float:
