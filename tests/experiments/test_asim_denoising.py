@@ -11,7 +11,7 @@ from companion.experiments.asim import denoising, latent_norms
 from companion.experiments.context import Context
 
 WEIGHTS = {"glow": (0.0, 40.0), "tv": (0.1, 1.0, 30.0), "glow likelihood": (2.0,)}
-FAMILY = denoising.Family("photos", 32, {"glow": "glow-photos32"}, (0.02, 0.1), WEIGHTS, 6)
+FAMILY = denoising.Family("photos", 32, {"glow": "glow-photos32"}, (0.02, 0.1), WEIGHTS, 6, ("glow",))
 TINY = denoising.Settings((FAMILY,), images=2, tuned_on=1, budget=4, restarts=1, shown=1)
 
 
@@ -23,19 +23,42 @@ def outcome(tmp_path_factory):
 
 
 def test_every_method_has_every_weight_and_validation_images_choose(outcome):
-    metrics, arrays, context = outcome
+    metrics, arrays, _ = outcome
     assert [(run["method"], run["std"]) for run in metrics["runs"]] == [
         (name, std) for std in FAMILY.stds for name, values in WEIGHTS.items() for _ in values
     ]
     assert arrays["psnr"].shape == arrays["norm"].shape == (12, 2) and arrays["path"].shape == (12, 4)
     assert arrays["recovered"].shape == (2, 3, 1, 3, 32, 32) and arrays["sweep"].shape == (2, 2, 1, 3, 32, 32)
-    for name, picks in metrics["chosen"].items():
+    for name, picks in list(metrics["chosen"].items())[:2]:  # the third has one weight
         for std, pick in zip(FAMILY.stds, picks, strict=True):
             rivals = [run for run in metrics["runs"] if (run["method"], run["std"]) == (name, std)]
             assert metrics["runs"][pick] in rivals
             assert metrics["runs"][pick]["validation psnr"] == max(run["validation psnr"] for run in rivals)
+            scores = arrays["validation psnr"][[metrics["runs"].index(run) for run in rivals]].mean(1)
+            np.testing.assert_allclose(scores, [run["validation psnr"] for run in rivals], atol=1e-3)
+
+
+def test_held_out_images_meet_the_chosen_weight_or_all_of_a_swept_method(outcome):
+    metrics, arrays, _ = outcome
+    for k, (run, psnr) in enumerate(zip(metrics["runs"], arrays["psnr"], strict=True)):
+        if run["method"] == "glow" or k in metrics["chosen"][run["method"]]:
+            assert run["mean psnr"] == pytest.approx(psnr.mean(), abs=1e-3)
+        else:
+            assert "mean psnr" not in run and np.isnan(psnr).all()
+
+
+def test_a_search_gets_its_budget_and_every_evaluation_is_counted(outcome):
+    metrics, _, context = outcome
+    assert all(run["mean evaluations"] <= TINY.budget for run in metrics["runs"] if run["method"] == "glow")
+    searches = 2 * (2 * 3 + 2) * TINY.budget  # stds; weights of the norm on all 3 images; the likelihood on 2
     longer = 2 * 2 * FAMILY.long_budget  # stds, held-out images
-    assert context.evaluations == longer + round(sum(run["mean evaluations"] * 3 for run in metrics["runs"]))
+    assert context.evaluations > searches + longer
+
+
+def test_a_method_with_one_weight_skips_the_choice(outcome):
+    metrics, arrays, _ = outcome
+    alone = [run["method"] == "glow likelihood" for run in metrics["runs"]]
+    assert np.isnan(arrays["validation psnr"][alone]).all() and np.isfinite(arrays["psnr"][alone]).all()
 
 
 def test_the_longer_search_begins_like_the_short_one(outcome):
@@ -59,7 +82,7 @@ def test_the_noise_has_its_level_and_scores_belong_to_held_out_images(outcome):
     shown = torch.tensor(arrays["recovered"][:, 1]).flatten(0, 1) / 255
     score = evaluate.psnr(shown, truth.expand(2, -1, -1, -1))
     picks = outcome[0]["chosen"]["tv"]
-    np.testing.assert_allclose(score, arrays["psnr"][picks, 0], atol=0.05)
+    np.testing.assert_allclose(score, arrays["psnr"][picks, 0], atol=0.15)  # 8 bits
 
 
 def test_total_variation_agrees_with_scikit_image():

@@ -29,6 +29,9 @@ PUBLISHED = {
 }
 
 
+TV_ITERATIONS = 2000  # at most; each costs a hundredth of a flow's evaluation
+
+
 class Problem(NamedTuple):
     """What a method is given: priors by kind, noisy images, noise level, evaluations for an image, restarts, seed."""
 
@@ -63,7 +66,7 @@ def _generator(kind: str, problem: Problem, weight: float) -> recover.Result:
 
 
 def _tv(problem: Problem, weight: float) -> recover.Result:
-    return recover.tv(problem.operator, problem.y, weight=weight, max_iterations=problem.budget)
+    return recover.tv(problem.operator, problem.y, weight=weight, max_iterations=TV_ITERATIONS)
 
 
 # A method's weight is a multiple of this power of σ: of σ² beside squared residuals, whose size is σ², and of σ where
@@ -90,6 +93,7 @@ class Family:
         stds: noise levels.
         weights: for each method, the multiples of σ or σ² (see METHODS) that validation images choose from.
         long_budget: evaluations of one more search by the first method with its chosen weight; 0 for none.
+        swept: methods that run on the held-out images with every weight; the others run with the chosen one only.
     """
 
     data: str
@@ -98,6 +102,7 @@ class Family:
     stds: tuple[float, ...]
     weights: Weights
     long_budget: int = 0
+    swept: tuple[str, ...] = ()
 
 
 _PHOTOS = {"glow": "glow-photos32", "gan": "gan-photos32", "vae": "vae-photos32"}
@@ -111,7 +116,8 @@ class Settings:
         families: data sets with their priors, noise levels and weights.
         images: held-out images reported on, of each family.
         tuned_on: validation images on which every weight is chosen.
-        budget: evaluations for one image, the same for every method but BM3D, which has a single run.
+        budget: evaluations for one image, the same for every network; BM3D has a single run, total variation
+            TV_ITERATIONS.
         restarts: random starts among which GAN and VAE divide that budget.
         shown: images whose estimates are stored.
     """
@@ -146,6 +152,7 @@ class Settings:
                         "tv": (1.0, 2.0),
                         "bm3d": (1.0,),
                     },
+                    swept=("glow",),
                 ),
             ),
             images=2,
@@ -163,15 +170,16 @@ class Settings:
                     (0.01, 0.05, 0.1, 0.2),
                     {
                         "glow": (0.0, 20.0, 40.0, 80.0, 160.0),
-                        "glow squared": (1.0, 2.0, 4.0),
-                        "glow from noisy": (2.0, 4.0),
-                        "glow likelihood": (2.0, 10.0),
-                        "gan": (1.0, 10.0),
-                        "vae": (1.0, 10.0),
+                        "glow squared": (1.0, 2.0, 4.0, 8.0, 16.0),
+                        "glow from noisy": (2.0, 4.0, 8.0, 16.0),
+                        "glow likelihood": (1.0, 2.0, 4.0, 8.0, 16.0),
+                        "gan": (0.1, 1.0, 10.0, 100.0),
+                        "vae": (0.1, 1.0, 10.0, 100.0),
                         "tv": (0.5, 1.0, 1.5, 2.0, 3.0),
                         "bm3d": (0.8, 1.0, 1.25),
                     },
                     400,
+                    ("glow",),
                 ),
                 Family(
                     "mnist",
@@ -179,16 +187,17 @@ class Settings:
                     {"glow": "glow-mnist", "gan": "gan-mnist", "vae": "vae-mnist"},
                     (0.1, 0.2),
                     {
-                        "glow": (5.0, 20.0, 80.0),
-                        "gan": (1.0, 10.0),
-                        "vae": (1.0, 10.0),
-                        "tv": (0.25, 0.5, 1.0, 1.5, 2.0),
+                        "glow": (0.0, 1.0, 5.0),
+                        "glow squared": (0.25, 1.0, 4.0),
+                        "gan": (0.1, 1.0, 10.0, 100.0),
+                        "vae": (0.1, 1.0, 10.0, 100.0),
+                        "tv": (0.5, 1.0, 1.5, 2.0),
                         "bm3d": (0.8, 1.0, 1.25),
                     },
                 ),
             ),
             images=12,
-            tuned_on=4,
+            tuned_on=12,
             budget=150,
             restarts=2,
             shown=3,
@@ -202,16 +211,17 @@ class Settings:
                     (0.01, 0.05, 0.1, 0.2),
                     {
                         "glow": (0.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 120.0, 160.0, 320.0),
-                        "glow squared": (0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
-                        "glow from noisy": (0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
-                        "glow likelihood": (0.5, 1.0, 2.0, 4.0),
+                        "glow squared": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+                        "glow from noisy": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+                        "glow likelihood": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
                         "tv": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0),
                         "bm3d": (0.75, 1.0, 1.25, 1.5),
                     },
+                    swept=("glow",),
                 ),
             ),
             images=12,
-            tuned_on=6,
+            tuned_on=12,
             budget=400,
             restarts=2,
             shown=3,
@@ -219,7 +229,7 @@ class Settings:
     },
 )
 def denoising(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Denoises held-out images by every method with every weight, and marks the weight that other images choose."""
+    """Chooses every method's weight on validation images and denoises held-out ones with it, or with every weight."""
     metrics: dict[str, Any] = {"published": {name: list(values) for name, values in PUBLISHED.items()}}
     arrays: dict[str, np.ndarray] = {}
     for family in settings.families:
@@ -236,7 +246,7 @@ def _family(settings: Settings, context: Context, family: Family) -> tuple[dict[
     methods = [name for name in family.weights if name != "bm3d" or find_spec("bm3d")]  # bm3d is optional
     runs: list[dict[str, Any]] = []
     chosen: dict[str, list[int]] = {name: [] for name in methods}
-    columns: dict[str, list[np.ndarray]] = {"psnr": [], "norm": [], "path": []}
+    columns: dict[str, list[np.ndarray]] = {"validation psnr": [], "psnr": [], "norm": [], "path": []}
     noisy_scores, noisy_images, recovered, sweep, long = [], [], [], [], []
     for std in context.progress(family.stds, f"{family.data}: noise levels"):
         operator = measure.Identity(tuple(x.shape[1:]))
@@ -248,17 +258,16 @@ def _family(settings: Settings, context: Context, family: Family) -> tuple[dict[
         for name in methods:
 
             def part(name: str = name, problem: Problem = problem) -> tuple[dict, dict]:
-                return _sweep(settings, context, family, name, problem, x)
+                return _method(settings, context, family, name, problem, x)
 
             done = context.part(f"{family.data} std={std:g} {name}", part)
-            pick = int(np.argmax(done.arrays["psnr"][:, : settings.tuned_on].mean(1)))
+            pick = done.metrics["chosen"]
             chosen[name].append(len(runs) + pick)
             runs += [{"method": name, "std": std, **run} for run in done.metrics["runs"]]
-            columns["psnr"].append(done.arrays["psnr"][:, settings.tuned_on :])
-            columns["norm"].append(done.arrays["norm"][:, settings.tuned_on :])
-            columns["path"].append(done.arrays["path"])
+            for column, values in columns.items():
+                values.append(done.arrays[column])
             best.append(done.arrays["x"][pick])
-            if name == "glow":
+            if name == "glow" and name in family.swept:
                 sweep.append(done.arrays["x"])
         recovered.append(np.stack(best))
         if family.long_budget:
@@ -278,52 +287,70 @@ def _family(settings: Settings, context: Context, family: Family) -> tuple[dict[
                 }
 
             long.append(context.part(f"{family.data} std={std:g} long", longer).arrays)
-    # of the held-out images, psnr and norm: [runs, images]; path: [runs, budget]; noisy psnr: [stds, images];
-    # recovered: [stds, methods, shown, C, H, W]; sweep, of method "glow": [stds, weights, shown, C, H, W]
+    # validation psnr: [runs, tuned_on]; of the held-out images, NaN where a method did not run on them: psnr and norm:
+    # [runs, images]; path: [runs, budget]; noisy psnr: [stds, images]; recovered: [stds, methods, shown, C, H, W];
+    # sweep, of method "glow" where it is swept: [stds, weights, shown, C, H, W]
     arrays = {name: np.concatenate(values).astype(np.float32) for name, values in columns.items()} | {
         "noisy psnr": np.stack(noisy_scores),
         "noisy": np.stack(noisy_images),
         "recovered": np.stack(recovered),
-        "sweep": np.stack(sweep),
         "truth": as_bytes(held_out[: settings.shown]),
     }
+    if sweep:
+        arrays["sweep"] = np.stack(sweep)
     if long:  # psnr: [stds, images]; path: [stds, long_budget]
         arrays |= {f"long {name}": np.stack([each[name] for each in long]).astype(np.float32) for name in long[0]}
     metrics = {"methods": methods, "stds": list(family.stds), "n": x[0].numel(), "runs": runs, "chosen": chosen}
     return metrics, arrays
 
 
-def _sweep(
+def _method(
     settings: Settings, context: Context, family: Family, name: str, problem: Problem, x: Tensor
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """One method with all of its weights on validation and held-out images together: [weights, images]."""
+    """One method at one noise level: with all of its weights on validation images, then on the held-out ones."""
     power, solve = METHODS[name]
-    runs, psnr, norms, paths, pictures = [], [], [], [], []
-    for multiple in family.weights[name]:
-        weight = multiple * problem.std**power
-        found = solve(problem, weight)
+    weights = [multiple * problem.std**power for multiple in family.weights[name]]
+    tuning, held_out = slice(0, settings.tuned_on), slice(settings.tuned_on, len(x))
+
+    def run(weight: float, on: slice) -> recover.Result:
+        found = solve(problem._replace(y=problem.y[on], watch=_watch(x[on])), weight)
         context.count_evaluations(int(found.evaluations.sum()))
-        psnr.append(evaluate.psnr(found.x, x).numpy())
-        latent = found.z.dim() == 2
-        norms.append(found.z.norm(dim=1).cpu().numpy() if latent else np.full(len(x), np.nan))
-        paths.append(path(found, settings.budget)[settings.tuned_on :].mean(0))
-        pictures.append(as_bytes(found.x[settings.tuned_on :][: settings.shown]))
-        runs.append(
-            {
-                "multiple": multiple,
-                "weight": round(weight, 8),
-                "validation psnr": round(float(psnr[-1][: settings.tuned_on].mean()), 3),
-                "mean psnr": round(float(psnr[-1][settings.tuned_on :].mean()), 3),
-                "mean evaluations": round(float(found.evaluations.double().mean()), 1),
-                "converged": int(found.converged.sum()),
-            }
-        )
-    return {"runs": runs}, {
-        "psnr": np.stack(psnr),
-        "norm": np.stack(norms),
-        "path": np.stack(paths),
-        "x": np.stack(pictures),
+        return found
+
+    if len(weights) > 1:
+        validation = np.stack([evaluate.psnr(run(weight, tuning).x, x[tuning]).numpy() for weight in weights])
+    else:  # nothing to choose from
+        validation = np.full((1, settings.tuned_on), np.nan)
+    chosen = int(np.argmax(validation.mean(1)))
+    count, runs = settings.images, []
+    arrays = {
+        "validation psnr": validation,
+        "psnr": np.full((len(weights), count), np.nan),
+        "norm": np.full((len(weights), count), np.nan),
+        "path": np.full((len(weights), settings.budget), np.nan),
+        "x": np.zeros((len(weights), settings.shown, *x.shape[1:]), np.uint8),
     }
+    for k, (multiple, weight) in enumerate(zip(family.weights[name], weights, strict=True)):
+        runs.append(
+            {"multiple": multiple, "weight": round(weight, 8), "validation psnr": _rounded(validation[k].mean(), 3)}
+        )
+        if k == chosen or name in family.swept:
+            found = run(weight, held_out)
+            arrays["psnr"][k] = evaluate.psnr(found.x, x[held_out]).numpy()
+            if found.z.dim() == 2:
+                arrays["norm"][k] = found.z.norm(dim=1).cpu().numpy()
+            arrays["path"][k] = path(found, settings.budget).mean(0)
+            arrays["x"][k] = as_bytes(found.x[: settings.shown])
+            runs[k] |= {
+                "mean psnr": _rounded(arrays["psnr"][k].mean(), 3),
+                "mean evaluations": _rounded(float(found.evaluations.double().mean()), 1),
+                "converged": int(found.converged.sum()),  # of the held-out images
+            }
+    return {"runs": runs, "chosen": chosen}, arrays
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return None if np.isnan(value) else round(float(value), digits)
 
 
 def images(family: Family, settings: Settings) -> Tensor:
