@@ -69,7 +69,7 @@ class Settings:
     weights: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     classical: tuple[str, ...] = ("lasso-dct", "lasso-wavelet", "tv")
     learned_on: int = 4
-    gammas: tuple[float, ...] = (0.01, 0.1)
+    gammas: tuple[float, ...] = (0.0, 0.01, 0.1)
     restarts: tuple[int, ...] = (1, 4)
     flow_gammas: tuple[float, ...] = (0.0,)
     vae_first: int = 0
@@ -96,7 +96,7 @@ _PHOTOS = Settings(
     seeds=3,
     measurements=(154, 307, 614, 922, 1229, 1536),
     budget=400,
-    gammas=(0.001, 0.01),
+    gammas=(0.0, 0.001, 0.01),
 )
 _MNIST = replace(
     _PHOTOS,
@@ -105,7 +105,7 @@ _MNIST = replace(
     priors={"glow": "glow-mnist", "gan": "gan-mnist", "vae": "vae-mnist"},
     measurements=(25, 50, 100, 200, 300, 400, 500, 750),
     classical=("lasso-dct", "lasso-wavelet", "lasso-pixel", "tv"),
-    gammas=(0.01, 0.1),
+    gammas=(0.0, 0.01, 0.1),
     flow_gammas=(0.0, 0.1),
     vae_first=100,
     starts_m=100,
@@ -368,7 +368,7 @@ def _ranges(settings: Settings, context: Context, generators: dict[str, Prior], 
 
 
 def _starts(settings: Settings, context: Context, generators: dict[str, Prior], truth: Tensor) -> tuple[dict, dict]:
-    """Where single searches of GAN and VAE end, by start: PSNR and energy, with the smallest weight."""
+    """Where single searches of GAN and VAE end, by start: PSNR and energy, with the first weight, 0 in the profiles."""
     operator, y = _observe(truth.shape[1:], settings.starts_m, truth, 1000 * context.seed)
     found = {}
     for name, prior in generators.items():
