@@ -229,6 +229,8 @@ def test_caption_names_profile_images_seeds_and_budget():
         "10 min on GPU X, 2020-01-02."
     )
     assert "5 images" in show.caption(stored(images=16), images=5)
+    assert "3 draws, budget 400 evaluations an image;" in show.caption(stored(seeds=3, budget=400))
+    assert "1 draw," in show.caption(stored(seeds=1))
 
 
 def test_style_leaves_no_trace():

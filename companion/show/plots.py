@@ -161,8 +161,9 @@ def caption(result: Any, *, images: object = None, seeds: object = None, budget:
     Args:
         result: what ``experiments.load`` returns; its settings `images`, `seeds` and `budget` are used if they exist.
         images: number of images, in place of the settings'.
-        seeds: seeds or their number, in place of the settings'; else the run's seed.
-        budget: what each image was given, as "300 evaluations an image"; else the evaluations of the whole run.
+        seeds: a list of seeds, or a number of draws, in place of the settings'; else the run's seed.
+        budget: evaluations that each image was given, or words for it, in place of the settings'; else the evaluations
+            of the whole run, if it made any.
     """
     origin = result.provenance
     settings = origin.settings
@@ -172,8 +173,14 @@ def caption(result: Any, *, images: object = None, seeds: object = None, budget:
     facts = [f"profile {origin.profile}"]
     if images is not None:
         facts.append(f"{len(images) if isinstance(images, list) else images} images")
-    facts.append(f"seed {origin.seed}" if seeds is None else f"seeds {_listed(seeds)}")
-    facts.append(f"{origin.evaluations:,} forward evaluations" if budget is None else f"budget {budget}")
+    if isinstance(seeds, int):
+        facts.append(f"{seeds} draw{'' if seeds == 1 else 's'}")
+    else:
+        facts.append(f"seed {origin.seed}" if seeds is None else f"seeds {_listed(seeds)}")
+    if budget is not None:
+        facts.append(f"budget {budget} evaluations an image" if isinstance(budget, int) else f"budget {budget}")
+    elif origin.evaluations:
+        facts.append(f"{origin.evaluations:,} forward evaluations")
     return f"Stored run: {', '.join(facts)}; {_duration(origin.wall_seconds)} on {origin.device}, {origin.date}."
 
 
