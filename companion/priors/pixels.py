@@ -70,10 +70,7 @@ class PixelMap(Bijection):
 
     def _ends(self) -> tuple[float, float]:
         reach = 0.5 / self.contraction
-        low, high = (
-            (self.levels * (0.5 - reach) - 0.5) / (self.levels - 1),
-            (self.levels * (0.5 + reach) - 0.5) / (self.levels - 1),
-        )
+        low, high = ((self.levels * (0.5 + side) - 0.5) / (self.levels - 1) for side in (-reach, reach))
         return low, high
 
     def dequantise(self, x: Tensor, seed: int | torch.Generator) -> Tensor:

@@ -78,8 +78,8 @@ class Objective:
                 value = energy.of(point)
             else:
                 value = energy(variable)
-            given = f"values of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             if not isinstance(value, Tensor) or tuple(value.shape) != (len(variable),):
+                given = f"values of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"energy: got {given}; allowed: a tensor of one value per image, [{len(variable)}]")
             found = torch.autograd.grad(value.sum(), variable, allow_unused=True) if value.requires_grad else (None,)
             if (gradient := found[0]) is None:
@@ -118,8 +118,8 @@ class Recorder:
             whole[rows] = part
         for name, function in self.watch.items():
             watched = function(*self._seen)
-            given = f"shape {tuple(watched.shape)}" if isinstance(watched, Tensor) else type(watched).__name__
             if not isinstance(watched, Tensor) or tuple(watched.shape) != (len(self._seen[0]),):
+                given = f"shape {tuple(watched.shape)}" if isinstance(watched, Tensor) else type(watched).__name__
                 raise ValueError(f"watch[{name!r}]: got {given}; allowed: a tensor of one value per image, [batch]")
             for row, value in zip(rows, watched[rows].tolist(), strict=True):
                 self._entries[name][row].append(value)

@@ -119,16 +119,13 @@ def _explained(spread: str, counts: set[int | None]) -> str:
 def _ticks(ax: Axes, points: np.ndarray) -> None:
     places = (ax.transData + ax.transAxes.inverted()).transform(np.stack([points, points * 0 + 1], axis=1))[:, 0]
     # Labels of points closer than this, as a fraction of the axis, would run into each other.
-    gap, order = 0.08, np.argsort(places)
-    if len(points) <= 8 and np.diff(places[order]).min(initial=1) > gap:
-        labelled = set(points)
-    elif ax.get_xscale() == "log":  # matplotlib's own labels between the powers of ten run into each other too
-        labelled, last = set(), -1.0
-        for index in order:
-            if places[index] - last > gap:
-                labelled.add(points[index])
-                last = places[index]
-    else:
+    gap, labelled, last = 0.08, set(), -1.0
+    for index in np.argsort(places):
+        if places[index] - last > gap:
+            labelled.add(points[index])
+            last = places[index]
+    # matplotlib chooses where some would have none, but not on a log axis: between powers of ten its own overlap too
+    if ax.get_xscale() != "log" and not len(labelled) == len(points) <= 8:
         return
     ax.set_xticks(points, [f"{value:g}" if value in labelled else "" for value in points])
     ax.minorticks_off()

@@ -1,7 +1,7 @@
 """Inpainting of images that no prior was trained on: what fills the hole, from near to far."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -47,39 +47,40 @@ class Settings:
     shown: int
 
 
+_LAPTOP = Settings(
+    glow="glow-photos32",
+    gan="gan-photos32",
+    vae="vae-photos32",
+    sets=("photos", "satellite", "textures", "text"),
+    images=12,
+    budget=400,
+    restarts=4,
+    iterations=2000,
+    weights=(0.0001, 0.0003, 0.001, 0.003, 0.01),
+    tuned_on=12,
+    shown=7,
+)
+
+
 @experiment(
     "asim.foreign-inpainting",
     paper="Asim et al. 2020",
     shows="Fig. 49",
     profiles={
-        "quick": Settings(
-            "glow-photos32", "gan-photos32", "vae-photos32", ("photos", "text"), 2, 12, 2, 50, (0.001, 0.01), 2, 1
+        "quick": replace(
+            _LAPTOP,
+            sets=("photos", "text"),
+            images=2,
+            budget=12,
+            restarts=2,
+            iterations=50,
+            weights=(0.001, 0.01),
+            tuned_on=2,
+            shown=1,
         ),
-        "laptop": Settings(
-            glow="glow-photos32",
-            gan="gan-photos32",
-            vae="vae-photos32",
-            sets=("photos", "satellite", "textures", "text"),
-            images=12,
-            budget=400,
-            restarts=4,
-            iterations=2000,
-            weights=(0.0001, 0.0003, 0.001, 0.003, 0.01),
-            tuned_on=12,
-            shown=7,
-        ),
-        "paper": Settings(
-            glow="glow-flowers64",
-            gan="",
-            vae="",
-            sets=("flowers", "photos", "satellite", "textures", "text"),
-            images=12,
-            budget=600,
-            restarts=4,
-            iterations=5000,
-            weights=(0.0001, 0.0003, 0.001, 0.003, 0.01),
-            tuned_on=12,
-            shown=7,
+        "laptop": _LAPTOP,
+        "paper": replace(
+            _LAPTOP, glow="glow-flowers64", gan="", vae="", sets=("flowers", *_LAPTOP.sets), budget=600, iterations=5000
         ),
     },
 )
