@@ -4,6 +4,8 @@ Every check returns its (possibly converted) argument, so that it can stand wher
 """
 
 import ctypes
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -88,23 +90,27 @@ def writable(name: str, folder: Path) -> None:
         raise ValueError(f"{name}: got {given}; allowed: a folder that can be written") from None
 
 
-def generator(seed: "int | torch.Generator | None") -> torch.Generator:
-    """CPU generator from a whole-number seed below 2⁶⁴, or the CPU generator given; else ValueError.
+def generator(seed: "int | torch.Generator", *stream: str | int) -> torch.Generator:
+    """CPU generator of the random stream that `seed` and the names in `stream` say, or the CPU generator given.
 
-    Numbers are always drawn on the CPU and then moved, so that CPU and GPU see the same problem.
+    Named streams, ``generator(seed, "noise", draw)``, hash their arguments (SHA-256, 64 bits), so that no two of them
+    share numbers, whatever the seeds are. A generator that is given is used as it stands. Numbers are always drawn on
+    the CPU and then moved, so that CPU and GPU see the same problem. ValueError for a seed that is neither a generator
+    on the CPU nor a whole number >= 0.
     """
     if isinstance(seed, torch.Generator):
         if seed.device.type != "cpu":
             raise ValueError(f"seed: got a generator on {seed.device}; allowed: a CPU generator or a whole number")
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed: got {seed!r}; allowed: a whole number >= 0 and < 2**64, or a CPU torch.Generator")
-    return torch.Generator().manual_seed(seed)
+    seed = count("seed", seed, least=0)
+    named = hashlib.sha256(json.dumps([seed, *stream]).encode()).digest()[:8]
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(named, "big"))
 
 
-def normal(shape: Sequence[int], seed: "int | torch.Generator", like: Tensor) -> Tensor:
-    """Standard normal draws, made on the CPU in `like`'s dtype and moved to its device."""
-    return torch.randn(*shape, generator=generator(seed), dtype=like.dtype).to(like.device)
+def normal(shape: Sequence[int], seed: "int | torch.Generator", like: Tensor, *stream: str | int) -> Tensor:
+    """Standard normal draws of a named stream, made on the CPU in `like`'s dtype and moved to its device."""
+    source = generator(seed, *stream)
+    return torch.randn(*shape, generator=source, dtype=like.dtype, device="cpu").to(like.device)
 
 
 def keep_freed_memory() -> None:

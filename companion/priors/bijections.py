@@ -93,6 +93,46 @@ class Squeeze(Bijection):
         return F.pixel_shuffle(z, 2), z.new_zeros(z.shape[0])
 
 
+class HaarSqueeze(Squeeze):
+    """Squeeze followed by the orthonormal Haar transform of each 2×2 block: averages of all channels first, then details.
+
+    The transform is its own inverse and has log-determinant 0. Neighbouring pixels are nearly equal, so that it takes
+    over what a new flow would have to learn first (Ardizzone et al. 2019; Zhang et al. 2021, App. G).
+    """
+
+    def encode(self, x: Tensor) -> Mapped:
+        squeezed, log_det = super().encode(x)
+        return channels_last(self._transform(squeezed.unflatten(1, (-1, 4))).transpose(1, 2).flatten(1, 2)), log_det
+
+    def decode(self, z: Tensor) -> Mapped:
+        return super().decode(self._transform(z.unflatten(1, (4, -1)).transpose(1, 2)).flatten(1, 2))
+
+    @staticmethod
+    def _transform(blocks: Tensor) -> Tensor:
+        """The Haar transform over the four positions, the third axis from the last; [batch, channels, 4, h, w]."""
+        haar = blocks.new_tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+        return torch.einsum("kp,bcphw->bckhw", haar, blocks)
+
+
+class OpponentColours(Bijection):
+    """Rotation of red, green, blue to brightness and two colour differences; log-determinant 0.
+
+    Rows (1, 1, 1)/√3, (1, 0, −1)/√2 and (1, −2, 1)/√6: nearly the principal axes of the colours of photographs
+    (Ohta et al. 1980).
+    """
+
+    def encode(self, x: Tensor) -> Mapped:
+        return self._rotate("kc,bchw->bkhw", x), x.new_zeros(x.shape[0])
+
+    def decode(self, z: Tensor) -> Mapped:
+        return self._rotate("kc,bkhw->bchw", z), z.new_zeros(z.shape[0])
+
+    @staticmethod
+    def _rotate(how: str, x: Tensor) -> Tensor:
+        rows = x.new_tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]])
+        return torch.einsum(how, rows / rows.norm(dim=1, keepdim=True), x)
+
+
 def channels_last(x: Tensor) -> Tensor:
     """Images in the memory layout in which convolutions are fastest; every map after this one keeps it.
 

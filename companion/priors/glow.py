@@ -1,7 +1,7 @@
 """Glow (Kingma & Dhariwal 2018), with flat latents z ~ N(0, I) at every level."""
 
 from companion import _support
-from companion.priors.bijections import Chain, ChannelMix, MultiScale, Squeeze
+from companion.priors.bijections import Chain, ChannelMix, HaarSqueeze, MultiScale, OpponentColours, Squeeze
 from companion.priors.flow import Flow
 from companion.priors.fused import FusedCoupling
 from companion.priors.networks import ConvConditioner
@@ -26,6 +26,10 @@ class Glow(Flow):
     conv1x1
         "rotation" (learned orthogonal matrix, perfectly conditioned), "lu" or "dense" (Kingma & Dhariwal 2018,
         sec. 3.2).
+    squeeze
+        "haar" (pixels of a 2×2 block are rotated to their average and three details) or "plain" (as in the original).
+    colours
+        "opponent" (a fixed rotation of red, green, blue to brightness and two differences) or "plain".
     pixels, bits
         Pixel map ("uniform" or "logit") and number of bits of a pixel (8, or 5 as in Asim et al. 2020).
     contraction
@@ -45,6 +49,8 @@ class Glow(Flow):
         width: int = 128,
         coupling: str = "affine",
         conv1x1: str = "rotation",
+        squeeze: str = "plain",
+        colours: str = "plain",
         pixels: str = "uniform",
         bits: int = 8,
         contraction: float = 0.9,
@@ -55,10 +61,14 @@ class Glow(Flow):
         _support.count("width", width)
         _support.count("seed", seed, least=0)
         channels, height, wide = check_image_shape(shape, levels)
+        squeezes = {"haar": HaarSqueeze, "plain": Squeeze}
+        squeezed = squeezes[str(_support.one_of("squeeze", squeeze, squeezes))]
+        _support.one_of("colours", colours, ("opponent", "plain") if channels == 3 else ("plain",))
         stages = []
         for level in range(levels):
             channels = 4 * channels
-            parts: list = [Squeeze()]
+            parts: list = [OpponentColours()] if level == 0 and colours == "opponent" else []
+            parts.append(squeezed())
             for step in range(steps):
                 own_seed = seed * 1_000_003 + level * 1_009 + step
                 moved = channels - channels // 2
@@ -76,6 +86,8 @@ class Glow(Flow):
             "width": width,
             "coupling": coupling,
             "conv1x1": conv1x1,
+            "squeeze": squeeze,
+            "colours": colours,
             "pixels": pixels,
             "bits": bits,
             "contraction": contraction,
