@@ -94,7 +94,7 @@ class Squeeze(Bijection):
 
 
 class HaarSqueeze(Squeeze):
-    """Squeeze followed by the orthonormal Haar transform of each 2×2 block: averages of all channels first, then details.
+    """Squeeze, then the orthonormal Haar transform of each 2×2 block: averages of all channels first, then details.
 
     The transform is its own inverse and has log-determinant 0. Neighbouring pixels are nearly equal, so that it takes
     over what a new flow would have to learn first (Ardizzone et al. 2019; Zhang et al. 2021, App. G).
