@@ -66,7 +66,8 @@ def finite(name: str, value: Tensor) -> Tensor:
     """Return a floating-point tensor without NaN or infinity; else raise ValueError."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         given = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name}: got {given}; allowed: a floating-point torch.Tensor")
+        hint = " (pixels from 0 to 255: divide by 255)" if given == "torch.uint8 tensor" else ""
+        raise ValueError(f"{name}: got {given}; allowed: a floating-point torch.Tensor{hint}")
     if not torch.isfinite(value).all():
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name}: got {bad} NaN or infinite values of {value.numel()}; allowed: finite values")
@@ -88,8 +89,12 @@ def images(name: str, value: Tensor, shape: Sequence[int] | None = None) -> Tens
         raise ValueError(f"{name}: got {given}; allowed: images of shape [batch, channels, height, width], none 0")
     if shape is not None:
         batch_of(name, value, shape)
-    finite(name, value)
-    low, high = float(value.min()), float(value.max())
+    return pixels(name, value)
+
+
+def pixels(name: str, value: Tensor) -> Tensor:
+    """Return a tensor of any shape with values in [0, 1]; else raise ValueError."""
+    low, high = float(finite(name, value).min()), float(value.max())
     if low < 0 or high > 1:
         raise ValueError(f"{name}: got pixels from {low:.17g} to {high:.17g}; allowed: pixels in [0, 1]")
     return value

@@ -118,7 +118,7 @@ class Misfit(ABC):
 
     def __init__(self, operator: Operator, y: Tensor) -> None:
         self.operator = operator
-        self.y = _support.finite("y", _support.batch_of("y", y, operator.output_shape)).detach()
+        self.y = operator.check_measurements(y).detach()
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -134,11 +134,11 @@ class SquaredMisfit(Misfit):
 
     def __call__(self, x: Tensor) -> Tensor:
         """The squared distance of each image's measurements from y, [batch]."""
-        return (self.operator.apply(x) - self.y).square().flatten(1).sum(1)
+        return (self.operator.forward(x) - self.y).square().flatten(1).sum(1)
 
     def select(self, index: Index) -> "SquaredMisfit":
         """The misfit for the images at `index`."""
-        return SquaredMisfit(self.operator, self.y[index])
+        return SquaredMisfit(self.operator.select(index), self.y[index])
 
 
 class NoiseMisfit(Misfit):
@@ -154,7 +154,7 @@ class NoiseMisfit(Misfit):
 
     def select(self, index: Index) -> "NoiseMisfit":
         """The misfit for the images at `index`."""
-        return NoiseMisfit(self.problem, self.y[index])
+        return NoiseMisfit(self.problem.select(index), self.y[index])
 
 
 class Penalty(Protocol):

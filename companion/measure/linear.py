@@ -1,29 +1,41 @@
 """Linear operators: identity, masks, dense Gaussian matrices, blur and downsampling."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from companion import _support
-from companion.measure.base import LinearOperator, checked_shape, never_alone
+from companion.measure.base import Index, LinearOperator, checked_shape, image_shape, row_numbers
+
+
+def _plain(make: Callable[[], Tensor]) -> Tensor:
+    """A tensor made in a thread of its own, which none of the modes of this one reach.
+
+    What an operator keeps must serve whoever comes next; made here, it could belong to inference mode or to a transform
+    of torch.func, or lie on a default device.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()
 
 
 class Identity(LinearOperator):
     """A = I: every pixel is measured (denoising)."""
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__(shape, shape)
+    def __init__(self, shape: Sequence[int], domain: str = "image") -> None:
+        super().__init__(shape, shape, domain)
 
     def apply(self, x: Tensor) -> Tensor:
-        """X itself."""
-        return x
+        """A copy of x."""
+        return x.clone()
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Y itself."""
-        return y
+        """A copy of y."""
+        return y.clone()
 
 
 class Mask(LinearOperator):
@@ -36,43 +48,50 @@ class Mask(LinearOperator):
     ----------
     mask
         Boolean; True where a value is measured. [C, H, W], or [H, W] for all channels alike (see
-        :mod:`companion.measure.masks`).
+        :mod:`companion.measure.masks`), or [batch, C, H, W], one for each image, all of which measure equally many.
     channels
         Number of channels for an [H, W] mask; 1 if not given.
     """
 
-    def __init__(self, mask: Tensor, channels: int | None = None) -> None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() not in (2, 3):
+    def __init__(self, mask: Tensor, channels: int | None = None, domain: str = "image") -> None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() not in (2, 3, 4):
             given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"mask: got {given}; allowed: a boolean tensor [H, W] or [C, H, W]")
+            allowed = "a boolean tensor [H, W], [C, H, W] or [batch, C, H, W], such as mask > 0.5"
+            raise ValueError(f"mask: got {given}; allowed: {allowed}")
         if mask.dim() == 2:
             mask = mask.expand(_support.count("channels", 1 if channels is None else channels), *mask.shape)
-        elif channels is not None and channels != mask.shape[0]:
-            raise ValueError(
-                f"channels: got {channels} with a mask of {mask.shape[0]} channels; allowed: the mask's own number"
-            )
-        if not mask.any():
-            raise ValueError("mask: got False everywhere; allowed: at least one measured value")
-        with torch.inference_mode(False):  # gradients must pass through it later, wherever it was made
-            self.mask = mask.detach().clone()
-            self._places = mask.flatten().nonzero()[:, 0].cpu()
-        super().__init__(tuple(mask.shape), (len(self._places),))
+        elif channels is not None and channels != mask.shape[-3]:
+            allowed = f"the mask's own number, {mask.shape[-3]}"
+            raise ValueError(f"channels: got {channels}; allowed: {allowed}")
+        self.mask = _plain(lambda: mask.detach().clone())
+        images = self.mask.flatten(-3).view(-1, mask.shape[-3:].numel()).cpu()
+        counts = sorted({int(n) for n in images.sum(1)})
+        if len(counts) != 1 or not counts[0]:
+            given = "False everywhere" if counts == [0] else f"masks of {counts} measured values"
+            raise ValueError(f"mask: got {given}; allowed: at least one measured value, and as many for each image")
+        self._places = _plain(lambda: images.nonzero()[:, 1].view(len(images), -1))
+        self.batch = len(images) if mask.dim() == 4 else None
+        super().__init__(mask.shape[-3:], (counts[0],), domain)
 
     def apply(self, x: Tensor) -> Tensor:
         """The measured values, [batch, m], in the order of the flattened image."""
-        return x.flatten(1).index_select(1, self._places.to(x.device))
+        return x.flatten(1).gather(1, self._places.to(x.device).expand(len(x), -1))
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """The image with the values in their places and 0 elsewhere."""
-        empty = y.new_zeros(y.shape[0], math.prod(self.shape))
-        return empty.index_copy(1, self._places.to(y.device), y).unflatten(1, self.shape)
+        empty = y.new_zeros(len(y), math.prod(self.shape))
+        return empty.scatter(1, self._places.to(y.device).expand(len(y), -1), y).unflatten(1, self.shape)
+
+    def select(self, index: Index) -> "Mask":
+        return self if self.batch is None else Mask(self.mask[row_numbers(index, self.batch)], domain=self.domain)
 
 
 class Gaussian(LinearOperator):
     """Compressed sensing: A of shape [m, n] with independent entries N(0, 1/m) (Asim et al. 2020, sec. 3.2).
 
     The entries are drawn on the CPU in float64, row by row: A depends on nothing but `shape`, `m` and `seed`, and the
-    rows for a larger m begin with the same draws. One copy is kept for each dtype and device in use.
+    rows for a larger m begin with the same draws. One copy is kept for each dtype and device in use; pickles and deep
+    copies draw their own.
 
     Parameters
     ----------
@@ -84,41 +103,61 @@ class Gaussian(LinearOperator):
         Seed of the draws, a whole number.
     """
 
-    def __init__(self, shape: Sequence[int], m: int, seed: int = 0) -> None:
-        super().__init__(shape, (_support.count("m", m),))
-        _support.generator(_support.count("seed", seed, least=0))  # refused here, not when the matrix is first needed
-        self.m, self.n, self.seed = m, math.prod(self.shape), seed
+    def __init__(self, shape: Sequence[int], m: int, seed: int = 0, domain: str = "image") -> None:
+        self.m, self.seed = _support.count("m", m), _support.count("seed", seed, least=0)
+        super().__init__(shape, (self.m,), domain)
+        self.n = math.prod(self.shape)
         self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copies": {}}
 
     def matrix(self, like: Tensor) -> Tensor:
         """The matrix A, [m, n], in the dtype and on the device of `like`."""
         key = (like.dtype, like.device)
         if key not in self._copies:
-            source = _support.generator(self.seed)
-            with torch.inference_mode(False), torch.no_grad():  # it must serve gradients later, whoever asks first
-                matrix = torch.empty(self.m, self.n, dtype=like.dtype)
-                for row in matrix:
-                    row.copy_(torch.randn(self.n, generator=source, dtype=torch.float64) / math.sqrt(self.m))
-                self._copies[key] = matrix.to(like.device)
+            self._copies[key] = _plain(lambda: self._draw(*key))
         return self._copies[key]
+
+    def _draw(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        source = _support.generator(self.seed, "matrix")
+        matrix = torch.empty(self.m, self.n, dtype=dtype, device="cpu")
+        for row in matrix:
+            row.copy_(torch.randn(self.n, generator=source, dtype=torch.float64, device="cpu") / math.sqrt(self.m))
+        return matrix.to(device)
 
     def apply(self, x: Tensor) -> Tensor:
         """A x, [batch, m]."""
-        return _rows_times(x.flatten(1), self.matrix(x).T)
+        return x.flatten(1) @ self.matrix(x).T
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """Aᵀ y, [batch, *shape]."""
-        return _rows_times(y, self.matrix(y)).unflatten(1, self.shape)
+        return (y @ self.matrix(y)).unflatten(1, self.shape)
 
 
-def _rows_times(rows: Tensor, matrix: Tensor, block: int = 8) -> Tensor:
-    """Each row of `rows` times `matrix`, always `block` rows at a time.
+class PerImage(LinearOperator):
+    """One linear operator for each image of a batch, all of the same shapes, such as matrices drawn for each."""
 
-    A matrix product rounds differently for different numbers of rows; with products of one size only, no image's result
-    depends on how many others are in its batch.
-    """
-    padded = F.pad(rows, (0, 0, 0, -len(rows) % block))
-    return torch.cat([part @ matrix for part in padded.split(block)])[: len(rows)]
+    def __init__(self, operators: Sequence[LinearOperator]) -> None:
+        self.operators = tuple(operators)
+        kinds = {(a.shape, a.output_shape, a.domain, a.batch) for a in self.operators if isinstance(a, LinearOperator)}
+        if len(kinds) != 1 or not all(isinstance(a, LinearOperator) and a.batch is None for a in self.operators):
+            given = [type(a).__name__ for a in self.operators]
+            raise ValueError(f"operators: got {given}; allowed: LinearOperators that agree in shapes and domain")
+        shape, output_shape, domain, _ = kinds.pop()
+        self.batch = len(self.operators)
+        super().__init__(shape, output_shape, domain)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """A_k x_k for each image, [batch, *output_shape]."""
+        return torch.cat([a.forward(one) for a, one in zip(self.operators, x.split(1), strict=True)])
+
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        """A_k* y_k for each image, [batch, *shape]."""
+        return torch.cat([a.transpose(one) for a, one in zip(self.operators, y.split(1), strict=True)])
+
+    def select(self, index: Index) -> "PerImage":
+        return PerImage([self.operators[k] for k in row_numbers(index, len(self.operators)).tolist()])
 
 
 class Blur(LinearOperator):
@@ -135,27 +174,26 @@ class Blur(LinearOperator):
         [k, l], at most as large as the image. Cast to the dtype of the images.
     """
 
-    def __init__(self, shape: Sequence[int], kernel: Tensor) -> None:
-        if len(checked_shape("shape", shape)) != 3:
-            raise ValueError(f"shape: got {tuple(shape)}; allowed: (channels, height, width)")
+    def __init__(self, shape: Sequence[int], kernel: Tensor, domain: str = "image") -> None:
+        shape = image_shape(shape)
         sizes = tuple(_support.finite("kernel", kernel).shape)
         if len(sizes) != 2 or 0 in sizes or sizes[0] > shape[1] or sizes[1] > shape[2]:
             raise ValueError(
                 f"kernel: got shape {sizes}; allowed: [rows, columns], from 1 × 1 to {shape[1]} × {shape[2]}"
             )
-        self.kernel = kernel.detach().clone()
-        super().__init__(shape, (shape[0], shape[1] - kernel.shape[0] + 1, shape[2] - kernel.shape[1] + 1))
+        self.kernel = _plain(lambda: kernel.detach().clone())
+        super().__init__(shape, (shape[0], shape[1] - sizes[0] + 1, shape[2] - sizes[1] + 1), domain)
 
     @classmethod
     def gaussian(cls, shape: Sequence[int], std: float, size: int | None = None) -> "Blur":
         """Blur by a normal density of `std` pixels, cut off to `size` × `size` (default 2⌈3 std⌉ + 1)."""
-        _support.positive("std", std)
+        std = _support.positive("std", std)
         widest = max(checked_shape("shape", shape))
         name, given = ("std", std) if size is None else ("size", size)
         size = _support.count("size", 2 * math.ceil(min(3 * std, widest)) + 1 if size is None else size)
         if size > widest:  # refused before it is built
             raise ValueError(f"{name}: got {given!r}; allowed: a kernel no larger than an image of {tuple(shape)}")
-        place = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+        place = torch.arange(size, dtype=torch.float64, device="cpu") - (size - 1) / 2
         profile = torch.exp(-0.5 * (place / std) ** 2)
         return cls(shape, torch.outer(profile, profile) / profile.sum() ** 2)
 
@@ -164,25 +202,22 @@ class Blur(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         """The blurred images, [batch, channels, H − k + 1, W − l + 1]."""
-        return never_alone(lambda x: F.conv2d(x, self._weight(x), groups=self.shape[0]), x)
+        return F.conv2d(x, self._weight(x), groups=self.shape[0])
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """Each value spread over the pixels that it was gathered from."""
-        return never_alone(lambda y: F.conv_transpose2d(y, self._weight(y), groups=self.shape[0]), y)
+        return F.conv_transpose2d(y, self._weight(y), groups=self.shape[0])
 
 
 class Downsample(LinearOperator):
     """Super-resolution: the mean of every `factor` × `factor` block of pixels."""
 
-    def __init__(self, shape: Sequence[int], factor: int) -> None:
-        checked = checked_shape("shape", shape)
-        _support.count("factor", factor)
-        if len(checked) != 3 or checked[1] % factor or checked[2] % factor:
-            raise ValueError(
-                f"shape: got {checked} with factor {factor}; allowed: (channels, H, W), H and W divisible by it"
-            )
-        self.factor = factor
-        super().__init__(checked, (checked[0], checked[1] // factor, checked[2] // factor))
+    def __init__(self, shape: Sequence[int], factor: int, domain: str = "image") -> None:
+        channels, height, width = image_shape(shape)
+        self.factor = factor = _support.count("factor", factor)
+        if height % factor or width % factor:
+            raise ValueError(f"shape: got {tuple(shape)} with factor {factor}; allowed: H and W divisible by it")
+        super().__init__(shape, (channels, height // factor, width // factor), domain)
 
     def apply(self, x: Tensor) -> Tensor:
         """The block means, [batch, channels, H / factor, W / factor]."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.measure.base import checked_shape
+from companion.measure.base import image_shape
 
 SIDES = ("left", "right", "top", "bottom")
 
@@ -16,9 +16,9 @@ def centre(shape: Sequence[int], missing: float = 0.3) -> Tensor:
 
     Rows and columns from ⌊(½ − missing/2) · side⌋ to ⌊(½ + missing/2) · side⌋ are hidden.
     """
-    channels, height, width = _image_shape(shape)
-    _fraction(missing)
-    mask = torch.ones(channels, height, width, dtype=torch.bool)
+    channels, height, width = image_shape(shape)
+    missing = _fraction(missing)
+    mask = torch.ones(channels, height, width, dtype=torch.bool, device="cpu")
     rows, columns = (slice(int(s * (0.5 - missing / 2)), int(s * (0.5 + missing / 2))) for s in (height, width))
     mask[:, rows, columns] = False
     return _not_empty(mask, missing)
@@ -26,10 +26,10 @@ def centre(shape: Sequence[int], missing: float = 0.3) -> Tensor:
 
 def side(shape: Sequence[int], hidden: str, missing: float = 0.5) -> Tensor:
     """All but a band along one side; `hidden` is "left", "right", "top" or "bottom", the side that is not seen."""
-    channels, height, width = _image_shape(shape)
-    _fraction(missing)
+    channels, height, width = image_shape(shape)
+    missing = _fraction(missing)
     _support.one_of("hidden", hidden, SIDES)
-    mask = torch.ones(channels, height, width, dtype=torch.bool)
+    mask = torch.ones(channels, height, width, dtype=torch.bool, device="cpu")
     across = -1 if hidden in ("left", "right") else -2
     band = round(missing * mask.shape[across])
     start = 0 if hidden in ("left", "top") else mask.shape[across] - band
@@ -39,13 +39,13 @@ def side(shape: Sequence[int], hidden: str, missing: float = 0.5) -> Tensor:
 
 def random_pixels(shape: Sequence[int], missing: float = 0.5, seed: int | torch.Generator = 0) -> Tensor:
     """All but round(missing · H · W) pixels chosen at random, hidden in all channels."""
-    channels, height, width = _image_shape(shape)
+    channels, height, width = image_shape(shape)
     return _scattered((1, height, width), missing, seed).expand(channels, -1, -1).clone()
 
 
 def random_subpixels(shape: Sequence[int], missing: float = 0.25, seed: int | torch.Generator = 0) -> Tensor:
     """All but round(missing · C · H · W) values at random, each channel for itself (Whang et al. 2020, sec. 5.4.5)."""
-    return _scattered(_image_shape(shape), missing, seed)
+    return _scattered(image_shape(shape), missing, seed)
 
 
 def text(shape: Sequence[int], words: str = "inverse problem", size: float | None = None) -> Tensor:
@@ -55,7 +55,7 @@ def text(shape: Sequence[int], words: str = "inverse problem", size: float | Non
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    channels, height, width = _image_shape(shape)
+    channels, height, width = image_shape(shape)
     if not isinstance(words, str) or not words.strip():
         raise ValueError(f"words: got {words!r}; allowed: text with at least one visible character")
     line = _support.positive("size", height / 4 if size is None else size)
@@ -75,23 +75,20 @@ def text(shape: Sequence[int], words: str = "inverse problem", size: float | Non
 
 
 def _scattered(shape: tuple[int, int, int], missing: float, seed: int | torch.Generator) -> Tensor:
-    _fraction(missing)
+    missing = _fraction(missing)
     total = torch.Size(shape).numel()
-    mask = torch.ones(total, dtype=torch.bool)
-    mask[torch.randperm(total, generator=_support.generator(seed))[: round(missing * total)]] = False
+    mask = torch.ones(total, dtype=torch.bool, device="cpu")
+    mask[torch.randperm(total, generator=_support.generator(seed, "mask"), device="cpu")[: round(missing * total)]] = (
+        False
+    )
     return _not_empty(mask.view(shape), missing)
 
 
-def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    checked = checked_shape("shape", shape)
-    if len(checked) != 3:
-        raise ValueError(f"shape: got {checked}; allowed: (channels, height, width)")
-    return checked[0], checked[1], checked[2]
-
-
-def _fraction(missing: float) -> None:
-    if _support.positive("missing", missing, zero=True) >= 1:
+def _fraction(missing: float) -> float:
+    fraction = _support.positive("missing", missing, zero=True)
+    if fraction >= 1:
         raise ValueError(f"missing: got {missing!r}; allowed: a number from 0 up to, not including, 1")
+    return fraction
 
 
 def _not_empty(mask: Tensor, missing: float) -> Tensor:

@@ -1,70 +1,117 @@
-"""Noise models: draws for observing, and the log-density of a residual for inverting."""
+"""Noise models: the density of measurements y given the exact ones, f(x), to draw from and to invert with."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor
 
 from companion import _support
-from companion.measure.base import checked_shape
+from companion.measure.base import Index, check_batch, row_numbers
 
 
 class Noise(ABC):
-    """Additive noise δ with a density, independent from image to image."""
+    """The density p(y | exact) of measurements given the exact ones, both [batch, *measurement shape].
 
-    def sample(self, shape: Sequence[int], seed: int | torch.Generator, like: Tensor | None = None) -> Tensor:
-        """Draw noise of the given shape, [batch, *measurement shape].
+    Images are independent of each other. A subclass writes :meth:`draw` and :meth:`log_prob`.
 
-        Image by image from one generator, in float64 on the CPU: the noise of the first images does not depend on how
-        many follow, nor on dtype or device. The result is in the dtype and on the device of `like` (default float32,
-        CPU).
+    Attributes
+    ----------
+    batch : int or None
+        The number of images, where each has parameters of its own; None where all are treated alike.
+    """
+
+    batch: int | None = None
+
+    @final
+    def sample(self, exact: Tensor, seed: int | torch.Generator) -> Tensor:
+        """Draw y given f(x), in the dtype and on the device of `exact`.
+
+        Image k has a random stream of its own, (seed, "noise", k), and is drawn in float64 on the CPU: its y depends on
+        no other image, nor on dtype or device. A generator, such as ``_support.generator(seed, "noise", draw)``, is
+        used for one image after the other. ValueError for NaN, or a shape without a batch.
         """
-        batch, *one = checked_shape("shape", shape)
-        if not one:
-            raise ValueError(f"shape: got {tuple(shape)}; allowed: (batch, *measurement shape)")
-        source = _support.generator(seed)
-        draws = torch.stack([self.draw(tuple(one), source) for _ in range(batch)])
-        return draws.float() if like is None else draws.to(like)
+        if _support.finite("exact", exact).dim() < 2 or not len(exact):
+            raise ValueError(f"exact: got shape {tuple(exact.shape)}; allowed: [batch, *measurement shape]")
+        check_batch(type(self).__name__, self.batch, exact)
+        drawn = [
+            self.select([k]).draw(one, _support.generator(seed, "noise", k))
+            for k, one in enumerate(exact.detach().cpu().double().split(1))
+        ]
+        return torch.cat(drawn).to(exact.dtype).to(exact.device)
 
     @abstractmethod
-    def draw(self, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
-        """The noise of one image's measurements, in float64 on the CPU."""
+    def draw(self, exact: Tensor, source: torch.Generator) -> Tensor:
+        """Y for one image, [1, *measurement shape], given `exact` in float64 on the CPU."""
 
     @abstractmethod
-    def log_prob(self, residual: Tensor) -> Tensor:
+    def log_prob(self, y: Tensor, exact: Tensor) -> Tensor:
+        """log p(y | exact) in nats, [batch]; differentiable in both."""
+
+    def select(self, index: Index) -> "Noise":
+        """The noise of some images of its batch, in the order of `index`; itself where all are treated alike."""
+        return self
+
+
+class AdditiveNoise(Noise):
+    """Noise whose residual δ = y − f(x) has a density that does not depend on f(x)."""
+
+    def draw(self, exact: Tensor, source: torch.Generator) -> Tensor:
+        return exact + self.residual(tuple(exact.shape), source)
+
+    def log_prob(self, y: Tensor, exact: Tensor) -> Tensor:
+        return self.residual_log_prob(y - exact)
+
+    @abstractmethod
+    def residual(self, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
+        """Draw δ for one image, on the CPU; `shape` is (1, *measurement shape)."""
+
+    @abstractmethod
+    def residual_log_prob(self, residual: Tensor) -> Tensor:
         """log p(δ = residual) in nats, [batch], for residuals [batch, *measurement shape]."""
 
 
-class IndependentNoise(Noise):
+class IndependentNoise(AdditiveNoise):
     """Normal noise, independent from entry to entry, with a mean and a standard deviation for every entry."""
 
     mean: float = 0.0
 
     @abstractmethod
     def std_map(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard deviations in float64, of a shape that broadcasts against one image's measurements."""
+        """Standard deviations for measurements of one image's `shape`, in float64 on the CPU.
 
-    def draw(self, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
+        Its shape broadcasts against `shape`, or, where each image has its own, against [batch, *shape].
+        """
+
+    def residual(self, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
         """Mean + std · N(0, 1)."""
-        return self.mean + self.std_map(shape) * torch.randn(shape, generator=source, dtype=torch.float64)
+        normal = torch.randn(shape, generator=source, dtype=torch.float64, device="cpu")
+        return self.mean + self.std_map(shape[1:]) * normal
 
-    def log_prob(self, residual: Tensor) -> Tensor:
+    def residual_log_prob(self, residual: Tensor) -> Tensor:
         """Σ log N(residual; mean, std²) over all entries, normalised."""
-        std = self.std_map(tuple(residual.shape[1:]))
+        shape = tuple(residual.shape[1:])
+        std = self.std_map(shape)
         if (std == 0).any():
             raise ValueError("std: got 0, whose density is infinite; allowed: a number > 0 where log_prob is needed")
-        constant = (std.log() + 0.5 * math.log(2 * math.pi)).expand(residual.shape[1:]).sum()
-        scaled = (residual - self.mean) / std.to(residual)
-        return -0.5 * scaled.square().flatten(1).sum(1) - constant.to(residual)
+        logs = (std.log() + 0.5 * math.log(2 * math.pi)).to(residual.dtype)  # each stands for equally many entries
+        mean_log = logs.flatten(1).mean(1) if std.dim() > len(shape) else logs.mean()
+        scaled = (residual - self.mean) / std.to(residual.dtype).to(residual.device)
+        return -0.5 * scaled.square().flatten(1).sum(1) - math.prod(shape) * mean_log.to(residual.device)
 
 
 class GaussianNoise(IndependentNoise):
-    """White noise N(0, std²). A `std` of 0 is no noise, and has no density."""
+    """White N(0, std²), of one `std` or one for each image, [batch]. A `std` of 0 is no noise, with no density."""
 
-    def __init__(self, std: float) -> None:
-        self.std = float(_support.positive("std", std, zero=True))
+    def __init__(self, std: float | Tensor) -> None:
+        self.std: float | Tensor
+        if isinstance(std, Tensor) and std.dim() == 1:
+            self.std = _support.finite("std", std).detach().cpu().double()
+            _support.positive("std", self.std.min(), zero=True)
+            self.batch = len(std)
+        else:
+            self.std = float(_support.positive("std", std, zero=True))
 
     @classmethod
     def of_norm(cls, norm: float, m: int) -> "GaussianNoise":
@@ -72,8 +119,43 @@ class GaussianNoise(IndependentNoise):
         return cls(_support.positive("norm", norm, zero=True) / math.sqrt(_support.count("m", m)))
 
     def std_map(self, shape: tuple[int, ...]) -> Tensor:
-        """One number for all entries."""
-        return torch.tensor([self.std], dtype=torch.float64)
+        """One number for all entries, [1], or for all of each image, [batch, 1, ...]."""
+        if isinstance(self.std, Tensor):
+            return self.std.view(-1, *[1] * len(shape))
+        return torch.tensor([self.std], dtype=torch.float64, device="cpu")
+
+    def select(self, index: Index) -> "GaussianNoise":
+        return GaussianNoise(self.std[row_numbers(index, len(self.std))]) if isinstance(self.std, Tensor) else self
+
+
+class PoissonGaussianNoise(Noise):
+    """A camera's noise, shot noise and read noise: y ~ N(f(x), gain · f(x) + read²), independent from entry to entry.
+
+    It has the mean and variance of gain · Poisson(f(x) / gain) + N(0, read²), whose density is an infinite sum, and is
+    close to it where many photons are counted (Foi et al. 2008, eq. 6); what is drawn has exactly the density given.
+    Where f(x) < 0 no photons come.
+
+    Parameters
+    ----------
+    gain
+        What one photon adds to y: a white pixel counts 1 / gain photons.
+    read
+        Standard deviation of the read noise.
+    """
+
+    def __init__(self, gain: float = 0.01, read: float = 0.01) -> None:
+        self.gain, self.read = _support.positive("gain", gain), _support.positive("read", read)
+
+    def _variance(self, exact: Tensor) -> Tensor:
+        return self.gain * exact.clamp_min(0) + self.read**2
+
+    def draw(self, exact: Tensor, source: torch.Generator) -> Tensor:
+        normal = torch.randn(exact.shape, generator=source, dtype=exact.dtype, device="cpu")
+        return exact + self._variance(exact).sqrt() * normal
+
+    def log_prob(self, y: Tensor, exact: Tensor) -> Tensor:
+        variance = self._variance(exact)
+        return -0.5 * ((y - exact).square() / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
 
 
 class SinusoidalNoise(IndependentNoise):
@@ -87,15 +169,13 @@ class SinusoidalNoise(IndependentNoise):
     def __init__(self, scale: float = 1.0, period: float = 16, mean: float = 0.0) -> None:
         self.scale = _support.positive("scale", scale)
         self.period = _support.positive("period", period)
-        if not math.isfinite(mean):
-            raise ValueError(f"mean: got {mean!r}; allowed: a finite number")
-        self.mean = float(mean)
+        self.mean = float(_support.number("mean", mean))
 
     def std_map(self, shape: tuple[int, ...]) -> Tensor:
         """[H, 1] for images, [m] for vectors."""
         if len(shape) not in (1, 3):
             raise ValueError(f"shape: got measurements of shape {shape}; allowed: [m] or [C, H, W]")
-        place = torch.arange(shape[0] if len(shape) == 1 else shape[1], dtype=torch.float64)
+        place = torch.arange(shape[0] if len(shape) == 1 else shape[1], dtype=torch.float64, device="cpu")
         std = self.scale * torch.exp(torch.sin(2 * math.pi * place / self.period) - 1)
         return std if len(shape) == 1 else std[:, None]
 
@@ -116,6 +196,6 @@ class RadialNoise(IndependentNoise):
         """[H, W]."""
         if len(shape) != 3:
             raise ValueError(f"shape: got measurements of shape {shape}; allowed: [C, H, W]")
-        rows, columns = (torch.arange(s, dtype=torch.float64) - (s - 1) / 2 for s in shape[1:])
+        rows, columns = (torch.arange(s, dtype=torch.float64, device="cpu") - (s - 1) / 2 for s in shape[1:])
         squared = rows[:, None] ** 2 + columns**2
         return self.scale * torch.exp(-self.decay * squared).clamp_min(self.floor)

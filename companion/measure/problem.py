@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.measure.base import Operator
+from companion.measure.base import Index, Operator, check_batch
 from companion.measure.noise import Noise
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Measurements y = f(x) + δ.
+    """Measurements y of images x, with density p(y | f(x)).
 
     Attributes
     ----------
     operator : Operator
         The forward operator f.
     noise : Noise
-        The noise model of δ.
+        The density of y given f(x).
     """
 
     operator: Operator
@@ -31,16 +31,27 @@ class Problem:
                 raise ValueError(f"{name}: got {type(value).__name__}; allowed: a measure.{kind.__name__}")
 
     def observe(self, x: Tensor, seed: int | torch.Generator = 0) -> Tensor:
-        """Noisy measurements, [batch, *output_shape], of images x in [0, 1].
+        """Noisy measurements, [batch, *output_shape], of images x; see :meth:`Noise.sample` for the seed.
 
-        The noise of the first images does not depend on how many follow (:meth:`Noise.sample`). ValueError for a
-        wrong shape, NaN, or pixels outside [0, 1].
+        ValueError for a wrong shape, NaN, or, where the operator's domain is "image", pixels outside [0, 1].
         """
-        if len(self.operator.shape) == 3:
-            _support.images("x", x, self.operator.shape)
-        exact = self.operator(x)
-        return exact + self.noise.sample(exact.shape, seed, like=exact)
+        check = _support.pixels if self.operator.domain == "image" else _support.finite
+        return self.noise.sample(
+            self.operator.forward(check("x", _support.batch_of("x", x, self.operator.shape))), seed
+        )
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
-        """log p(y | x) = log p_δ(y − f(x)) in nats, [batch]; unchecked, for solvers."""
-        return self.noise.log_prob(y - self.operator.apply(x))
+        """log p(y | f(x)) in nats, [batch]; for solvers: x and y are not checked, but all shapes are (ValueError)."""
+        exact = self.operator.forward(x)
+        if y.shape != exact.shape:
+            raise ValueError(f"y: got shape {tuple(y.shape)}; allowed: that of f(x), {tuple(exact.shape)}")
+        check_batch(type(self.noise).__name__, self.noise.batch, exact)
+        value = self.noise.log_prob(y, exact)
+        if value.shape != (len(y),):
+            name = f"{type(self.noise).__name__}.log_prob"
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: {(len(y),)}")
+        return value
+
+    def select(self, index: Index) -> "Problem":
+        """The problem of some images only, in the order of `index`."""
+        return Problem(self.operator.select(index), self.noise.select(index))

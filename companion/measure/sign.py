@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion.measure.base import LinearOperator, Operator
+from companion.measure.base import Index, LinearOperator, Operator
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -34,8 +34,12 @@ class SignOf(Operator):
                 f"linear: got {type(linear).__name__}; allowed: a LinearOperator, such as measure.Gaussian"
             )
         self.linear = linear
-        super().__init__(linear.shape, linear.output_shape)
+        self.batch = linear.batch
+        super().__init__(linear.shape, linear.output_shape, linear.domain)
 
     def apply(self, x: Tensor) -> Tensor:
         """The signs, [batch, *output_shape]."""
-        return _StraightThrough.apply(self.linear.apply(x))
+        return _StraightThrough.apply(self.linear.forward(x))
+
+    def select(self, index: Index) -> "SignOf":
+        return SignOf(self.linear.select(index))

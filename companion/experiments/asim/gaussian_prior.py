@@ -104,8 +104,8 @@ def _recovered(
     for draw in range(settings.seeds):
         seed = 1000 * context.seed + draw
         operator, y = _observe(m, truth, seed)
-        noise = measure.GaussianNoise(NOISE / math.sqrt(m)).sample((len(own), m), 50_000 + seed, like=own)
-        both = torch.cat([y, operator(own) + noise])
+        noisy = measure.GaussianNoise(NOISE / math.sqrt(m)).sample(operator(own), 50_000 + seed)
+        both = torch.cat([y, noisy])
         x = gaussian_map(operator, both, factor, mean, NOISE / math.sqrt(m)).x
         held_out, sampled = x[: len(truth)], x[len(truth) :]
         drawn["psnr"].append(evaluate.psnr(held_out, truth).numpy())
