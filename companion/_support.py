@@ -139,8 +139,7 @@ def sha256(*parts: str | bytes | memoryview | np.ndarray | Tensor | Path) -> str
     for part in parts:
         if isinstance(part, Path):
             with part.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)
         elif isinstance(part, Tensor):
             digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(part, np.ndarray):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from companion import _support
-from companion.measure.base import Operator, never_alone
+from companion.measure.base import Operator
 from companion.measure.problem import Problem
 from companion.priors.base import standard_normal_log_density
 
@@ -64,7 +64,7 @@ class LatentPoint(Point):
     @cached_property
     def x(self) -> Tensor:  # type: ignore[override]
         """Images G(z), [batch, *shape]."""
-        return never_alone(self.prior.decode, self.z)
+        return self.prior.decode(self.z)
 
     @cached_property
     def log_prob(self) -> Tensor:  # type: ignore[override]
@@ -98,7 +98,7 @@ class ImagePoint(Point):
     @cached_property
     def z(self) -> Tensor:  # type: ignore[override]
         """Latents G⁻¹(x), [batch, n]."""
-        return never_alone(self._flow("encode"), self._inside)
+        return self._flow("encode")(self._inside)
 
     @cached_property
     def log_prob(self) -> Tensor:  # type: ignore[override]

@@ -3,7 +3,8 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import final
+from copy import copy
+from typing import Any, Self, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from companion import _support
 
 Index = Sequence[int] | Tensor
+T = TypeVar("T")
 
 
 class Operator(ABC):
@@ -28,15 +30,15 @@ class Operator(ABC):
     domain : str
         What it acts on: "image", pixels in [0, 1], or "real", any numbers.
     batch : int or None
-        The number of images, where each has data of its own in the operator; None where all are treated alike.
+        The number of images, where the operator has data for each; None where all are treated alike.
     """
 
+    domain: str = "image"
     batch: int | None = None
 
-    def __init__(self, shape: Sequence[int], output_shape: Sequence[int], domain: str = "image") -> None:
-        self.shape = checked_shape("shape", shape)
-        self.output_shape = checked_shape("output_shape", output_shape)
-        self.domain = str(_support.one_of("domain", domain, ("image", "real")))
+    def __init__(self, shape: Sequence[int], output_shape: Sequence[int], domain: str | None = None) -> None:
+        self.shape, self.output_shape = checked_shape("shape", shape), checked_shape("output_shape", output_shape)
+        self.domain = str(_support.one_of("domain", domain or self.domain, ("image", "real")))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Measurements f(x), [batch, *output_shape]; ValueError for a wrong shape, integers, NaN or infinity."""
@@ -51,31 +53,30 @@ class Operator(ABC):
         """f(x) of an unchecked x; ValueError where the result has another shape than [batch, *output_shape]."""
         return self._checked("apply", self.apply, x, self.output_shape)
 
-    def select(self, index: Index) -> "Operator":
+    def select(self, index: Index) -> Self:
         """The operator for some images of its batch, in the order of `index`; itself where all are treated alike."""
         return self
 
     def check_measurements(self, y: Tensor) -> Tensor:
-        """Return measurements y, [batch, *output_shape]; ValueError for a wrong shape, integers, NaN or infinity.
+        """Return y, [batch, *output_shape]; ValueError for a wrong shape, integers, NaN or infinity.
 
-        Warns of those of pixels from 0 to 255: far above the measurements of a white image.
+        Warns of measurements of pixels from 0 to 255, which are far above those of a white image.
         """
-        _support.finite("y", _support.batch_of("y", y, self.output_shape))
-        size = y.detach().abs().mean()
+        size = _support.finite("y", _support.batch_of("y", y, self.output_shape)).detach().abs().mean()
         if self.domain == "image" and size > 1:
-            with torch.no_grad():
-                white = self.forward(y.new_ones(self.batch or 1, *self.shape)).abs().mean()
+            white = self.forward(y.new_ones(self.batch or 1, *self.shape)).detach().abs().mean()
             if size > 10 * white:
-                given = f"{size:.3g} on average, where a white image gives {white:.3g}"
-                warnings.warn(f"y: got {given}; pixels are in [0, 1]: of 0 to 255, measure x / 255", stacklevel=3)
+                given = f"y: got {size:.3g} on average, where a white image gives {white:.3g}"
+                warnings.warn(f"{given}; pixels are in [0, 1]: of 0 to 255, measure x / 255", stacklevel=3)
         return y
 
     def _checked(self, name: str, function: Callable[[Tensor], Tensor], given: Tensor, shape: tuple) -> Tensor:
-        check_batch(type(self).__name__, self.batch, given)
+        kind, images = type(self).__name__, len(given)
+        if self.batch not in (None, images):
+            raise ValueError(f"{kind}: got {images} images; allowed: {self.batch}, those that it has data for")
         result = function(given)
-        if result.shape != (len(given), *shape):
-            allowed = (len(given), *shape)
-            raise ValueError(f"{type(self).__name__}.{name}: got shape {tuple(result.shape)}; allowed: {allowed}")
+        if result.shape != (images, *shape):
+            raise ValueError(f"{kind}.{name}: got shape {tuple(result.shape)}; allowed: {(images, *shape)}")
         return result
 
 
@@ -95,36 +96,24 @@ class LinearOperator(Operator):
         """A* y of an unchecked y; ValueError where the result has another shape than [batch, *shape]."""
         return self._checked("apply_adjoint", self.apply_adjoint, y, self.shape)
 
-    def select(self, index: Index) -> "LinearOperator":
-        """The operator for some images of its batch, in the order of `index`; itself where all are treated alike."""
-        return self
-
 
 def check_adjoint(operator: LinearOperator, seed: int = 0, tolerance: float = 1e-10) -> float:
-    """Largest error of ⟨A x, y⟩ = ⟨x, A* y⟩, relative to ‖A x‖ ‖y‖, for random x and y in double precision.
+    """Largest |⟨A x, y⟩ − ⟨x, A* y⟩| / (‖A x‖ ‖y‖) of random images in float64 (complex ones if A* y is complex).
 
-    Three images are tried, or as many as the operator has data for; complex operators too. ValueError where the error
-    is above `tolerance`, or a shape is wrong.
+    ValueError where it is above `tolerance`, or a shape is wrong.
     """
-    batch = operator.batch or 3
     like = torch.zeros((), dtype=torch.float64, device="cpu")
-    x = _support.normal((batch, *operator.shape), seed, like, "x")
-    measured = operator.forward(x)
-    y = _support.normal(measured.shape, seed, measured, "y")
+    x = _support.normal((operator.batch or 3, *operator.shape), seed, like, "x")
+    y = _support.normal((len(x), *operator.output_shape), seed, operator.forward(x), "y")
     back = operator.transpose(y)
-    if back.is_complex():  # of complex images: measure one
-        x = _support.normal(x.shape, seed, back, "x")
-        measured = operator.forward(x)
-    left, right = (((a.conj() * b).flatten(1).sum(1)) for a, b in ((y, measured), (back, x)))
-    left, right = (left, right) if x.is_complex() else (left.real, right.real)
-    scale = measured.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
-    error = float(((left - right).abs() / scale.clamp_min(torch.finfo(scale.dtype).tiny)).max())
+    x = _support.normal(x.shape, seed, back, "x")
+    measured = operator.forward(x)
+    left, right = (torch.linalg.vecdot(a.flatten(1), b.flatten(1)) for a, b in ((y, measured), (back, x)))
+    difference = (left - right).abs() if x.is_complex() else (left.real - right.real).abs()
+    error = float((difference / (measured.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1))).max())
     if not error <= tolerance:
-        given = f"<A x, y> = {left[0]:.6g} and <x, A* y> = {right[0]:.6g}"
-        raise ValueError(
-            f"operator: got {type(operator).__name__} with {given}, an error of {error:.2g}; "
-            f"allowed: at most {tolerance:.2g} of |A x| |y|"
-        )
+        given = f"<A x, y> = {left[0]:.6g} but <x, A* y> = {right[0]:.6g}, a relative error of {error:.2g}"
+        raise ValueError(f"operator: got {type(operator).__name__} with {given}; allowed: at most {tolerance:.2g}")
     return error
 
 
@@ -147,18 +136,8 @@ def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return checked[0], checked[1], checked[2]
 
 
-def check_batch(name: str, batch: int | None, given: Tensor) -> None:
-    """Raise ValueError where there is data for `batch` images, and not as many are given."""
-    if batch is not None and len(given) != batch:
-        raise ValueError(f"{name}: got a batch of {len(given)}; allowed: {batch}, the images that it has data for")
-
-
-def row_numbers(index: Index, batch: int) -> Tensor:
-    """Numbers of the rows of `batch` that an index picks, on the CPU."""
-    index = index.cpu() if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
-    return torch.arange(batch, device="cpu")[index]
-
-
-def never_alone(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Call function(batch)."""
-    return function(batch)
+def replaced(value: T, **changes: Any) -> T:
+    """A shallow copy of an operator or a noise with other attributes, for `select`."""
+    other = copy(value)
+    vars(other).update(changes)
+    return other

@@ -3,21 +3,20 @@
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from companion import _support
-from companion.measure.base import Index, LinearOperator, checked_shape, image_shape, row_numbers
+from companion.measure.base import Index, LinearOperator, checked_shape, image_shape, replaced
 
 
 def _plain(make: Callable[[], Tensor]) -> Tensor:
-    """A tensor made in a thread of its own, which none of the modes of this one reach.
+    """A tensor made in a thread of its own, where no mode of this one holds, neither inference nor torch.func's.
 
-    What an operator keeps must serve whoever comes next; made here, it could belong to inference mode or to a transform
-    of torch.func, or lie on a default device.
+    So what an operator keeps serves gradients later, whoever asks first.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(make).result()
@@ -48,7 +47,7 @@ class Mask(LinearOperator):
     ----------
     mask
         Boolean; True where a value is measured. [C, H, W], or [H, W] for all channels alike (see
-        :mod:`companion.measure.masks`), or [batch, C, H, W], one for each image, all of which measure equally many.
+        :mod:`companion.measure.masks`), or [batch, C, H, W], one for each image, all of as many values.
     channels
         Number of channels for an [H, W] mask; 1 if not given.
     """
@@ -56,22 +55,20 @@ class Mask(LinearOperator):
     def __init__(self, mask: Tensor, channels: int | None = None, domain: str = "image") -> None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() not in (2, 3, 4):
             given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            allowed = "a boolean tensor [H, W], [C, H, W] or [batch, C, H, W], such as mask > 0.5"
+            allowed = "a boolean tensor (mask > 0.5) of shape [H, W], [C, H, W] or [batch, C, H, W]"
             raise ValueError(f"mask: got {given}; allowed: {allowed}")
         if mask.dim() == 2:
             mask = mask.expand(_support.count("channels", 1 if channels is None else channels), *mask.shape)
-        elif channels is not None and channels != mask.shape[-3]:
-            allowed = f"the mask's own number, {mask.shape[-3]}"
-            raise ValueError(f"channels: got {channels}; allowed: {allowed}")
-        self.mask = _plain(lambda: mask.detach().clone())
-        images = self.mask.flatten(-3).view(-1, mask.shape[-3:].numel()).cpu()
-        counts = sorted({int(n) for n in images.sum(1)})
-        if len(counts) != 1 or not counts[0]:
-            given = "False everywhere" if counts == [0] else f"masks of {counts} measured values"
-            raise ValueError(f"mask: got {given}; allowed: at least one measured value, and as many for each image")
-        self._places = _plain(lambda: images.nonzero()[:, 1].view(len(images), -1))
+        if channels not in (None, mask.shape[-3]):
+            raise ValueError(f"channels: got {channels}; allowed: the mask's own number, {mask.shape[-3]}")
+        self.mask = _plain(mask.detach().clone)
+        images = self.mask.cpu().flatten(-3).view(-1, mask.shape[-3:].numel())
+        numbers = sorted(set(images.sum(1).tolist()))
+        if len(numbers) != 1 or 0 in numbers:
+            raise ValueError(f"mask: got {numbers} measured values; allowed: at least 1, and as many for each image")
+        self._places = _plain(lambda: images.nonzero()[:, 1].view(len(images), -1))  # [1 or batch, m]
         self.batch = len(images) if mask.dim() == 4 else None
-        super().__init__(mask.shape[-3:], (counts[0],), domain)
+        super().__init__(mask.shape[-3:], numbers, domain)
 
     def apply(self, x: Tensor) -> Tensor:
         """The measured values, [batch, m], in the order of the flattened image."""
@@ -82,8 +79,11 @@ class Mask(LinearOperator):
         empty = y.new_zeros(len(y), math.prod(self.shape))
         return empty.scatter(1, self._places.to(y.device).expand(len(y), -1), y).unflatten(1, self.shape)
 
-    def select(self, index: Index) -> "Mask":
-        return self if self.batch is None else Mask(self.mask[row_numbers(index, self.batch)], domain=self.domain)
+    def select(self, index: Index) -> Self:
+        if self.batch is None:
+            return self
+        places = self._places[torch.as_tensor(index, device="cpu")]
+        return replaced(self, mask=self.mask[index], _places=places, batch=len(places))
 
 
 class Gaussian(LinearOperator):
@@ -139,14 +139,14 @@ class PerImage(LinearOperator):
     """One linear operator for each image of a batch, all of the same shapes, such as matrices drawn for each."""
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
-        self.operators = tuple(operators)
-        kinds = {(a.shape, a.output_shape, a.domain, a.batch) for a in self.operators if isinstance(a, LinearOperator)}
-        if len(kinds) != 1 or not all(isinstance(a, LinearOperator) and a.batch is None for a in self.operators):
-            given = [type(a).__name__ for a in self.operators]
-            raise ValueError(f"operators: got {given}; allowed: LinearOperators that agree in shapes and domain")
-        shape, output_shape, domain, _ = kinds.pop()
+        first, *others = self.operators = tuple(operators)
+        if any(not isinstance(a, LinearOperator) or a.batch for a in self.operators) or any(
+            (a.shape, a.output_shape, a.domain) != (first.shape, first.output_shape, first.domain) for a in others
+        ):
+            given = ", ".join(f"{type(a).__name__}{getattr(a, 'output_shape', '')}" for a in self.operators)
+            raise ValueError(f"operators: got {given}; allowed: LinearOperators of the same shapes and domain")
         self.batch = len(self.operators)
-        super().__init__(shape, output_shape, domain)
+        super().__init__(first.shape, first.output_shape, first.domain)
 
     def apply(self, x: Tensor) -> Tensor:
         """A_k x_k for each image, [batch, *output_shape]."""
@@ -156,8 +156,9 @@ class PerImage(LinearOperator):
         """A_k* y_k for each image, [batch, *shape]."""
         return torch.cat([a.transpose(one) for a, one in zip(self.operators, y.split(1), strict=True)])
 
-    def select(self, index: Index) -> "PerImage":
-        return PerImage([self.operators[k] for k in row_numbers(index, len(self.operators)).tolist()])
+    def select(self, index: Index) -> Self:
+        rows = torch.arange(len(self.operators), device="cpu")[torch.as_tensor(index, device="cpu")].tolist()
+        return replaced(self, operators=tuple(self.operators[k] for k in rows), batch=len(rows))
 
 
 class Blur(LinearOperator):

@@ -2,43 +2,33 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from companion import _support
-from companion.measure.base import Index, check_batch, row_numbers
+from companion.measure.base import Index
 
 
 class Noise(ABC):
-    """The density p(y | exact) of measurements given the exact ones, both [batch, *measurement shape].
+    """The density p(y | exact) of measurements given the exact ones, both [batch, *measurement shape], image by image.
 
-    Images are independent of each other. A subclass writes :meth:`draw` and :meth:`log_prob`.
-
-    Attributes
-    ----------
-    batch : int or None
-        The number of images, where each has parameters of its own; None where all are treated alike.
+    A subclass writes :meth:`draw` and :meth:`log_prob`.
     """
-
-    batch: int | None = None
 
     @final
     def sample(self, exact: Tensor, seed: int | torch.Generator) -> Tensor:
-        """Draw y given f(x), in the dtype and on the device of `exact`.
+        """Draw y given f(x), in the dtype and on the device of `exact`; ValueError for NaN, or without a batch.
 
-        Image k has a random stream of its own, (seed, "noise", k), and is drawn in float64 on the CPU: its y depends on
-        no other image, nor on dtype or device. A generator, such as ``_support.generator(seed, "noise", draw)``, is
-        used for one image after the other. ValueError for NaN, or a shape without a batch.
+        Image k has the random stream (seed, "noise", k) and is drawn in float64 on the CPU: its y depends on no other
+        image, nor on dtype or device. A generator (``_support.generator(seed, "noise", draw)``) goes from image to
+        image.
         """
         if _support.finite("exact", exact).dim() < 2 or not len(exact):
             raise ValueError(f"exact: got shape {tuple(exact.shape)}; allowed: [batch, *measurement shape]")
-        check_batch(type(self).__name__, self.batch, exact)
-        drawn = [
-            self.select([k]).draw(one, _support.generator(seed, "noise", k))
-            for k, one in enumerate(exact.detach().cpu().double().split(1))
-        ]
+        images = enumerate(exact.detach().cpu().double().split(1))
+        drawn = [self.select([k]).draw(one, _support.generator(seed, "noise", k)) for k, one in images]
         return torch.cat(drawn).to(exact.dtype).to(exact.device)
 
     @abstractmethod
@@ -47,10 +37,10 @@ class Noise(ABC):
 
     @abstractmethod
     def log_prob(self, y: Tensor, exact: Tensor) -> Tensor:
-        """log p(y | exact) in nats, [batch]; differentiable in both."""
+        """log p(y | exact) in nats, [batch]."""
 
-    def select(self, index: Index) -> "Noise":
-        """The noise of some images of its batch, in the order of `index`; itself where all are treated alike."""
+    def select(self, index: Index) -> Self:
+        """The noise of some images of a batch, in the order of `index`; itself where all are treated alike."""
         return self
 
 
@@ -79,10 +69,7 @@ class IndependentNoise(AdditiveNoise):
 
     @abstractmethod
     def std_map(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard deviations for measurements of one image's `shape`, in float64 on the CPU.
-
-        Its shape broadcasts against `shape`, or, where each image has its own, against [batch, *shape].
-        """
+        """Standard deviations, float64 on the CPU, of a shape that broadcasts against one image's measurements."""
 
     def residual(self, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
         """Mean + std · N(0, 1)."""
@@ -91,27 +78,19 @@ class IndependentNoise(AdditiveNoise):
 
     def residual_log_prob(self, residual: Tensor) -> Tensor:
         """Σ log N(residual; mean, std²) over all entries, normalised."""
-        shape = tuple(residual.shape[1:])
-        std = self.std_map(shape)
+        std = self.std_map(tuple(residual.shape[1:]))
         if (std == 0).any():
             raise ValueError("std: got 0, whose density is infinite; allowed: a number > 0 where log_prob is needed")
-        logs = (std.log() + 0.5 * math.log(2 * math.pi)).to(residual.dtype)  # each stands for equally many entries
-        mean_log = logs.flatten(1).mean(1) if std.dim() > len(shape) else logs.mean()
+        mean_log = float(std.log().mean()) + 0.5 * math.log(2 * math.pi)  # each value stands for equally many entries
         scaled = (residual - self.mean) / std.to(residual.dtype).to(residual.device)
-        return -0.5 * scaled.square().flatten(1).sum(1) - math.prod(shape) * mean_log.to(residual.device)
+        return -0.5 * scaled.square().flatten(1).sum(1) - residual[0].numel() * mean_log
 
 
 class GaussianNoise(IndependentNoise):
-    """White N(0, std²), of one `std` or one for each image, [batch]. A `std` of 0 is no noise, with no density."""
+    """White noise N(0, std²). A `std` of 0 is no noise, and has no density."""
 
-    def __init__(self, std: float | Tensor) -> None:
-        self.std: float | Tensor
-        if isinstance(std, Tensor) and std.dim() == 1:
-            self.std = _support.finite("std", std).detach().cpu().double()
-            _support.positive("std", self.std.min(), zero=True)
-            self.batch = len(std)
-        else:
-            self.std = float(_support.positive("std", std, zero=True))
+    def __init__(self, std: float) -> None:
+        self.std = float(_support.positive("std", std, zero=True))
 
     @classmethod
     def of_norm(cls, norm: float, m: int) -> "GaussianNoise":
@@ -119,28 +98,16 @@ class GaussianNoise(IndependentNoise):
         return cls(_support.positive("norm", norm, zero=True) / math.sqrt(_support.count("m", m)))
 
     def std_map(self, shape: tuple[int, ...]) -> Tensor:
-        """One number for all entries, [1], or for all of each image, [batch, 1, ...]."""
-        if isinstance(self.std, Tensor):
-            return self.std.view(-1, *[1] * len(shape))
+        """One number for all entries."""
         return torch.tensor([self.std], dtype=torch.float64, device="cpu")
-
-    def select(self, index: Index) -> "GaussianNoise":
-        return GaussianNoise(self.std[row_numbers(index, len(self.std))]) if isinstance(self.std, Tensor) else self
 
 
 class PoissonGaussianNoise(Noise):
-    """A camera's noise, shot noise and read noise: y ~ N(f(x), gain · f(x) + read²), independent from entry to entry.
+    """A camera's shot and read noise: y ~ N(f(x), gain · f(x) + read²), each entry independent; no light below 0.
 
-    It has the mean and variance of gain · Poisson(f(x) / gain) + N(0, read²), whose density is an infinite sum, and is
-    close to it where many photons are counted (Foi et al. 2008, eq. 6); what is drawn has exactly the density given.
-    Where f(x) < 0 no photons come.
-
-    Parameters
-    ----------
-    gain
-        What one photon adds to y: a white pixel counts 1 / gain photons.
-    read
-        Standard deviation of the read noise.
+    The mean and variance are those of gain · Poisson(f(x) / gain) + N(0, read²), whose density is an infinite sum, and
+    which is close to this normal one where many photons are counted (Foi et al. 2008, eq. 6). What is drawn has exactly
+    the density given. One photon adds `gain` to y; `read` is the read noise's standard deviation.
     """
 
     def __init__(self, gain: float = 0.01, read: float = 0.01) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.measure.base import Index, Operator, check_batch
+from companion.measure.base import Index, Operator
 from companion.measure.noise import Noise
 
 
@@ -45,11 +45,10 @@ class Problem:
         exact = self.operator.forward(x)
         if y.shape != exact.shape:
             raise ValueError(f"y: got shape {tuple(y.shape)}; allowed: that of f(x), {tuple(exact.shape)}")
-        check_batch(type(self.noise).__name__, self.noise.batch, exact)
         value = self.noise.log_prob(y, exact)
         if value.shape != (len(y),):
-            name = f"{type(self.noise).__name__}.log_prob"
-            raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: {(len(y),)}")
+            given = f"{type(self.noise).__name__}.log_prob: got shape {tuple(value.shape)}"
+            raise ValueError(f"{given}; allowed: {(len(y),)}")
         return value
 
     def select(self, index: Index) -> "Problem":

@@ -1,11 +1,11 @@
 """The sign of linear measurements: 1-bit compressed sensing."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from companion.measure.base import Index, LinearOperator, Operator
+from companion.measure.base import Index, LinearOperator, Operator, replaced
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -30,16 +30,14 @@ class SignOf(Operator):
 
     def __init__(self, linear: LinearOperator) -> None:
         if not isinstance(linear, LinearOperator):
-            raise ValueError(
-                f"linear: got {type(linear).__name__}; allowed: a LinearOperator, such as measure.Gaussian"
-            )
-        self.linear = linear
-        self.batch = linear.batch
+            raise ValueError(f"linear: got {type(linear).__name__}; allowed: a LinearOperator")
+        self.linear, self.batch = linear, linear.batch
         super().__init__(linear.shape, linear.output_shape, linear.domain)
 
     def apply(self, x: Tensor) -> Tensor:
         """The signs, [batch, *output_shape]."""
         return _StraightThrough.apply(self.linear.forward(x))
 
-    def select(self, index: Index) -> "SignOf":
-        return SignOf(self.linear.select(index))
+    def select(self, index: Index) -> Self:
+        linear = self.linear.select(index)
+        return replaced(self, linear=linear, batch=linear.batch)

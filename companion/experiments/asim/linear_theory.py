@@ -208,7 +208,7 @@ def _solved(settings: Settings, context: Context, flow: LinearFlow) -> dict[str,
     }
     exact = {
         "from zero": gaussian_map(operator, operator(x), flow.factor),
-        "posterior": gaussian_map(operator, noisy, flow.factor, noise_std=float(noise.std)),
+        "posterior": gaussian_map(operator, noisy, flow.factor, noise_std=noise.std),
     }
     context.count_evaluations(sum(int(result.evaluations.sum()) for result in found.values()))
     return {name: float((found[name].x - exact[name].x).abs().max() / x.abs().max()) for name in found}
