@@ -211,7 +211,7 @@ def _write(path, content, times):
 def test_two_processes_that_write_one_file_leave_one_of_their_contents(tmp_path):
     path, contents = tmp_path / "file", [letter * 200_000 for letter in (b"a", b"b")]
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write, args=(path, content, 50)) for content in contents]
+    writers = [context.Process(target=_write, args=(path, content, 15)) for content in contents]
     for writer in writers:
         writer.start()
     seen = set()

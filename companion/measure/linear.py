@@ -139,14 +139,15 @@ class PerImage(LinearOperator):
     """One linear operator for each image of a batch, all of the same shapes, such as matrices drawn for each."""
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
-        first, *others = self.operators = tuple(operators)
-        if any(not isinstance(a, LinearOperator) or a.batch for a in self.operators) or any(
-            (a.shape, a.output_shape, a.domain) != (first.shape, first.output_shape, first.domain) for a in others
-        ):
-            given = ", ".join(f"{type(a).__name__}{getattr(a, 'output_shape', '')}" for a in self.operators)
+        self.operators, self.batch = tuple(operators), len(operators)
+        kinds: set[tuple] = {
+            (a.shape, a.output_shape, a.domain) if isinstance(a, LinearOperator) and not a.batch else ()
+            for a in self.operators
+        }
+        if len(kinds) != 1 or () in kinds:
+            given = ", ".join(f"{type(a).__name__}{getattr(a, 'output_shape', '')}" for a in self.operators) or "none"
             raise ValueError(f"operators: got {given}; allowed: LinearOperators of the same shapes and domain")
-        self.batch = len(self.operators)
-        super().__init__(first.shape, first.output_shape, first.domain)
+        super().__init__(*kinds.pop())
 
     def apply(self, x: Tensor) -> Tensor:
         """A_k x_k for each image, [batch, *output_shape]."""

@@ -1,23 +1,11 @@
 """The sign of linear measurements: 1-bit compressed sensing."""
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from companion.measure.base import Index, LinearOperator, Operator, replaced
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Sign forward, identity backward (Bengio et al. 2013)."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return torch.where(value < 0, -1.0, 1.0).to(value.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return gradient
 
 
 class SignOf(Operator):
@@ -36,8 +24,12 @@ class SignOf(Operator):
 
     def apply(self, x: Tensor) -> Tensor:
         """The signs, [batch, *output_shape]."""
-        return _StraightThrough.apply(self.linear.forward(x))
+        value = self.linear.forward(x)
+        sign = torch.where(value < 0, -1.0, 1.0).to(value)
+        return sign + (value - value.detach())  # adds 0 to it and 1 to its derivative (Bengio et al. 2013)
 
     def select(self, index: Index) -> Self:
+        if self.batch is None:
+            return self
         linear = self.linear.select(index)
         return replaced(self, linear=linear, batch=linear.batch)

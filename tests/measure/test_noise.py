@@ -2,54 +2,83 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from companion import measure
 
-NOISES = [
-    (measure.GaussianNoise(0.3), (3, 6, 5)),
-    (measure.GaussianNoise(0.3), (7,)),
-    (measure.SinusoidalNoise(0.5), (3, 20, 5)),
-    (measure.SinusoidalNoise(0.5, mean=0.7), (33,)),
-    (measure.RadialNoise(0.8, decay=0.01), (3, 12, 9)),
-]
+
+def uniform(*shape):
+    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("noise", "shape"), NOISES)
-def test_log_prob_is_that_of_independent_normals(noise, shape):
-    std = noise.std_map(shape).expand(shape)
-    residual = torch.randn(4, *shape, dtype=torch.float64)
-    expected = torch.distributions.Normal(noise.mean, std).log_prob(residual).flatten(1).sum(1)
-    torch.testing.assert_close(noise.log_prob(residual), expected, rtol=1e-12, atol=1e-10)
-    single = noise.log_prob(residual.float())
-    assert single.dtype == torch.float32
-    torch.testing.assert_close(single.double(), expected, rtol=1e-4, atol=1e-3)
+# What test_contract.py checks: from a class to pairs of a noise and exact measurements.
+NOISES = {
+    measure.GaussianNoise: [(measure.GaussianNoise(0.3), uniform(3, 6, 5)), (measure.GaussianNoise(0.3), uniform(1))],
+    measure.SinusoidalNoise: [
+        (measure.SinusoidalNoise(0.5), uniform(3, 20, 5)),
+        (measure.SinusoidalNoise(0.5, mean=0.7), uniform(33)),
+        (measure.SinusoidalNoise(0.5, mean=0.7), uniform(1)),
+    ],
+    measure.RadialNoise: [
+        (measure.RadialNoise(0.8, decay=0.01), uniform(3, 12, 9)),
+        (measure.RadialNoise(0.8), uniform(1, 1, 1)),
+    ],
+    measure.PoissonGaussianNoise: [
+        (measure.PoissonGaussianNoise(0.02, 0.05), uniform(3, 6, 5)),
+        (measure.PoissonGaussianNoise(0.5, 0.05), uniform(1) + 0.2),
+        (measure.PoissonGaussianNoise(0.5, 0.05), uniform(1) - 1.2),
+    ],
+}
+INDEPENDENT = [pair for kind, pairs in NOISES.items() if issubclass(kind, measure.IndependentNoise) for pair in pairs]
 
 
-@pytest.mark.parametrize(("noise", "shape"), NOISES)
-def test_draws_have_the_stated_distribution(noise, shape):
-    draws = noise.sample((400, *shape), seed=1, like=torch.zeros(1, dtype=torch.float64))
-    scaled = (draws - noise.mean) / noise.std_map(shape)
+@pytest.mark.parametrize(("noise", "exact"), INDEPENDENT)
+def test_log_prob_is_that_of_independent_normals(noise, exact):
+    std = noise.std_map(tuple(exact.shape[1:])).expand(exact.shape[1:])
+    y = exact + torch.randn(exact.shape, dtype=torch.float64)
+    expected = stats.norm(exact + noise.mean, std).logpdf(y).reshape(3, -1).sum(1)
+    torch.testing.assert_close(noise.log_prob(y, exact), torch.from_numpy(expected), rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize(("noise", "exact"), INDEPENDENT)
+def test_draws_have_the_stated_distribution(noise, exact):
+    exact = exact[:1].repeat(400, *[1] * (exact.dim() - 1))
+    scaled = (noise.sample(exact, seed=1) - exact - noise.mean) / noise.std_map(tuple(exact.shape[1:]))
     assert stats.kstest(scaled.flatten().numpy(), "norm").pvalue > 1e-3
-    assert stats.kstest((scaled.square().flatten(1).sum(1)).numpy(), "chi2", (math.prod(shape),)).pvalue > 1e-3
+    assert stats.kstest((scaled.square().flatten(1).sum(1)).numpy(), "chi2", (exact[0].numel(),)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("noise", "shape"), NOISES)
-def test_noise_of_an_image_depends_on_neither_batch_nor_dtype(noise, shape):
-    many = noise.sample((5, *shape), seed=7)
-    assert many.dtype == torch.float32
-    assert torch.equal(noise.sample((2, *shape), seed=7), many[:2])
-    wide = noise.sample((5, *shape), seed=7, like=torch.zeros(1, dtype=torch.float64))
-    assert torch.equal(wide.float(), many)
-    assert not torch.equal(noise.sample((5, *shape), seed=8), many)
+def test_the_cameras_noise_has_the_mean_and_variance_of_counted_photons_and_its_density_where_they_are_many():
+    gain, read, light = 0.002, 0.02, 0.6
+    noise, exact = measure.PoissonGaussianNoise(gain, read), torch.full((4_000, 1), light, dtype=torch.float64)
+    draws = noise.sample(exact, 0)[:, 0].numpy()
+    source = np.random.default_rng(0)
+    photons = gain * source.poisson(light / gain, 4_000) + read * source.standard_normal(4_000)
+    assert stats.kstest(draws, stats.norm(light, math.sqrt(gain * light + read**2)).cdf).pvalue > 1e-3
+    assert abs(photons.mean() - draws.mean()) < 5 * draws.std() * math.sqrt(2 / 4_000)
+    assert photons.var() == pytest.approx(draws.var(), rel=5 * math.sqrt(4 / 4_000))
+    counts = np.arange(0, 2000)
+    at = np.linspace(light - 0.1, light + 0.1, 21)
+    weights = stats.poisson(light / gain).pmf(counts)
+    infinite = (weights * stats.norm(gain * counts, read).pdf(at[:, None])).sum(1)
+    normal = noise.log_prob(torch.from_numpy(at)[:, None], exact[:21]).exp().numpy()
+    np.testing.assert_allclose(normal, infinite, atol=0.01 * infinite.max())
+
+
+def test_dark_and_negative_pixels_have_read_noise_only():
+    noise, exact = measure.PoissonGaussianNoise(0.1, 0.03), torch.tensor([[0.0], [-0.5]], dtype=torch.float64)
+    y = torch.tensor([[0.01], [-0.52]], dtype=torch.float64)
+    expected = stats.norm(exact.numpy(), 0.03).logpdf(y.numpy())[:, 0]
+    np.testing.assert_allclose(noise.log_prob(y, exact).numpy(), expected, rtol=1e-12)
 
 
 def test_of_norm_gives_the_papers_expected_norm():
     noise = measure.GaussianNoise.of_norm(0.1, 500)
     assert noise.std == pytest.approx(0.1 / math.sqrt(500))
-    mean_square = float(noise.sample((400, 500), seed=0).square().sum(1).mean())
+    mean_square = float(noise.sample(torch.zeros(400, 500), seed=0).square().sum(1).mean())
     assert mean_square == pytest.approx(0.01, rel=5 * math.sqrt(2 / 500 / 400))
 
 
@@ -75,11 +104,22 @@ def test_observe_adds_the_same_noise_to_an_image_in_every_batch():
     problem = measure.Problem(measure.Gaussian((3, 4, 4), 20), measure.GaussianNoise(0.1))
     x = torch.rand(5, 3, 4, 4)
     y = problem.observe(x, seed=3)
-    assert torch.equal(problem.observe(x[:1], seed=3), y[:1])
-    assert torch.equal(y - problem.operator(x), y - problem.operator.apply(x))
+    torch.testing.assert_close(problem.observe(x[:1], seed=3), y[:1], rtol=1e-6, atol=1e-6)
     assert float((y - problem.operator(x)).std()) == pytest.approx(0.1, rel=0.3)
     exact = measure.Problem(problem.operator, measure.GaussianNoise(0.0))
     assert torch.equal(exact.observe(x), problem.operator(x))
+
+
+def test_wrong_shapes_in_a_likelihood_are_refused():
+    class Summed(measure.GaussianNoise):
+        def log_prob(self, y, exact):
+            return super().log_prob(y, exact).sum()
+
+    x, operator = torch.rand(3, 1, 4, 4), measure.Identity((1, 4, 4))
+    with pytest.raises(ValueError, match=r"y: got shape \(1, 1, 4, 4\); allowed: that of f\(x\), \(3, 1, 4, 4\)"):
+        measure.Problem(operator, measure.GaussianNoise(0.1)).log_likelihood(x, x[:1])
+    with pytest.raises(ValueError, match=r"Summed.log_prob: got shape \(\); allowed: \(3,\)"):
+        measure.Problem(operator, Summed(0.1)).log_likelihood(x, x)
 
 
 def test_log_likelihood_is_the_density_of_the_residual():
@@ -96,12 +136,14 @@ def test_log_likelihood_is_the_density_of_the_residual():
         (lambda: measure.GaussianNoise(-0.1), "std: got -0.1"),
         (lambda: measure.GaussianNoise(math.nan), "std: got nan"),
         (lambda: measure.GaussianNoise.of_norm(0.1, 0), "m: got 0"),
-        (lambda: measure.GaussianNoise(0.0).log_prob(torch.rand(1, 3)), "std: got 0"),
-        (lambda: measure.GaussianNoise(0.1).sample((3,), seed=0), "shape: got"),
-        (lambda: measure.GaussianNoise(0.1).sample((3, 2), seed=None), "seed: got None"),
-        (lambda: measure.SinusoidalNoise().sample((3, 2, 2), seed=0), "shape: got"),
+        (lambda: measure.GaussianNoise(0.0).log_prob(torch.rand(1, 3), torch.rand(1, 3)), "std: got 0"),
+        (lambda: measure.GaussianNoise(0.1).sample(torch.ones(3), seed=0), "exact: got shape"),
+        (lambda: measure.GaussianNoise(0.1).sample(torch.ones(3, 2), seed=None), "seed: got None"),
+        (lambda: measure.SinusoidalNoise().sample(torch.ones(3, 2, 2), seed=0), "shape: got"),
         (lambda: measure.SinusoidalNoise(mean=math.inf), "mean: got inf"),
         (lambda: measure.RadialNoise(decay=0), "decay: got 0"),
+        (lambda: measure.PoissonGaussianNoise(read=0), "read: got 0"),
+        (lambda: measure.PoissonGaussianNoise(gain=-1), "gain: got -1"),
         (lambda: measure.RadialNoise().std_map((9,)), "shape: got"),
         (
             lambda: measure.Problem(measure.Identity((1, 2, 2)), measure.GaussianNoise(1)).observe(

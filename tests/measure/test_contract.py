@@ -1,0 +1,274 @@
+"""What every operator, noise and problem of the package promises.
+
+The examples stand beside the tests of each class: any ``test_*.py`` of this folder may have ``OPERATORS`` and
+``NOISES``, dictionaries from a class to a list of examples. A public class without one fails here.
+
+- An operator's example is called with a shape, (channels, height, width), and a seed, and returns an operator. Classes
+  whose gradient is not the derivative are in ``SURROGATE_GRADIENT``.
+- A noise's example is a pair of the noise and exact measurements, [batch, ...].
+"""
+
+import copy
+import importlib
+import inspect
+import math
+import pickle
+import pkgutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+from companion import energy, measure
+
+for module in pkgutil.iter_modules(measure.__path__):
+    importlib.import_module(f"companion.measure.{module.name}")
+TESTS = [
+    importlib.import_module(f.stem) for f in sorted(Path(__file__).parent.glob("test_*.py")) if f.stem[5:] != "contract"
+]
+OPERATORS, NOISES = (
+    {k: v for test in TESTS for k, v in getattr(test, name, {}).items()} for name in ("OPERATORS", "NOISES")
+)
+SURROGATE = [kind for test in TESTS for kind in getattr(test, "SURROGATE_GRADIENT", ())]
+operators = [
+    pytest.param(make, id=f"{kind.__name__}-{k}") for kind, makers in OPERATORS.items() for k, make in enumerate(makers)
+]
+noises = [
+    pytest.param(*pair, id=f"{kind.__name__}-{k}") for kind, pairs in NOISES.items() for k, pair in enumerate(pairs)
+]
+
+
+def public(kind):
+    below = {c for sub in kind.__subclasses__() for c in {sub, *public(sub)}}
+    return {
+        c
+        for c in below
+        if c.__module__.startswith("companion.") and not c.__name__.startswith("_") and not inspect.isabstract(c)
+    }
+
+
+def test_every_operator_and_noise_has_an_example():
+    for kind, examples in ((measure.Operator, OPERATORS), (measure.Noise, NOISES)):
+        lacking = {c.__name__ for c in public(kind) - set(examples)}
+        assert not lacking, f"no example of {lacking} in a test_*.py of this folder"
+
+
+def normal(*shape, seed, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def inputs(operator, batch=3, seed=0, dtype=torch.float64):
+    batch = operator.batch or batch
+    return normal(batch, *operator.shape, seed=seed, dtype=dtype), normal(
+        batch, *operator.output_shape, seed=seed + 1, dtype=dtype
+    )
+
+
+def close(one, other, dtype=torch.float64, scale=None):
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    scale = other.abs().max() if scale is None else scale
+    assert one.shape == other.shape and ((one - other).abs() <= tolerance * scale + 1e-30).all()
+
+
+@pytest.mark.parametrize("make", operators)
+@settings(max_examples=8, deadline=None)
+@given(
+    st.tuples(st.integers(1, 4), st.integers(4, 9), st.integers(4, 9)),
+    st.integers(1, 9),
+    st.integers(0, 20),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_shapes_dtypes_and_adjoint(make, shape, batch, seed, dtype):
+    operator = make(shape, seed)
+    x, y = inputs(operator, batch, seed, dtype)
+    measured = operator(x)
+    assert measured.shape == y.shape and measured.dtype == dtype
+    assert torch.equal(measured, operator.forward(x)) and operator.domain in ("image", "real")
+    if isinstance(operator, measure.LinearOperator):
+        back = operator.adjoint(y)
+        assert back.shape == x.shape and back.dtype == dtype
+        left, right = (measured * y).flatten(1).sum(1), (x * back).flatten(1).sum(1)
+        close(left, right, dtype, measured.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1))
+        assert measure.check_adjoint(operator) < 1e-12
+
+
+@pytest.mark.parametrize("make", operators)
+def test_gradients(make):
+    operator = make((2, 5, 7), 4)
+    x, y = inputs(operator)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad((operator(x) * y).sum(), x)
+    if isinstance(operator, measure.LinearOperator):
+        close(operator.adjoint(y), gradient)
+    if type(operator) not in SURROGATE:
+        torch.autograd.gradcheck(operator.forward, x, fast_mode=True)
+
+
+@pytest.mark.parametrize("make", operators)
+def test_outputs_share_no_memory_with_inputs(make):
+    for operator in (make((3, 4, 6), 2), make((1, 4, 4), 0)):
+        x, y = inputs(operator)
+        before = x.clone(), y.clone()
+        operator(x).fill_(torch.nan)
+        if isinstance(operator, measure.LinearOperator):
+            operator.adjoint(y).fill_(torch.nan)
+        assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+
+
+@pytest.mark.parametrize("make", operators)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_image_alone_or_chosen_is_measured_as_in_its_batch(make, dtype):
+    operator = make((3, 8, 8), 5)
+    x, y = inputs(operator, dtype=dtype)
+    linear = isinstance(operator, measure.LinearOperator)
+    together, back = operator(x), operator.adjoint(y) if linear else None
+    last = len(x) - 1
+    for index in ([0], [last], [last, 0, last], torch.tensor([last, 0])):
+        chosen = operator.select(index)
+        assert (chosen is operator) == (operator.batch is None) and type(chosen) is type(operator)
+        close(chosen(x[index]), together[index], dtype)
+        if linear:
+            close(chosen.adjoint(y[index]), back[index], dtype)
+    if operator.batch is not None:
+        with pytest.raises(ValueError, match=f"got 1 images; allowed: {operator.batch}"):
+            operator(x[:1])
+    wild = x.clone()
+    wild[0] = torch.nan
+    close(operator.forward(wild)[1:], together[1:], dtype)
+
+
+@pytest.mark.parametrize("make", operators)
+def test_copies_and_pickles_measure_the_same_even_of_those_first_used_inside_a_transform(make):
+    operator = make((2, 4, 6), 3)
+    x, _ = inputs(operator)
+    expected = make((2, 4, 6), 3)(x)
+
+    def value(x):
+        return operator.forward(x).square().sum()
+
+    torch.func.grad(value)(x)
+    with torch.inference_mode():
+        operator(x.float())
+    for other in (copy.deepcopy(operator), pickle.loads(pickle.dumps(operator)), operator):
+        close(other(x), expected)
+        single = x.float().requires_grad_()
+        other(single).sum().backward()
+        assert single.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("make", operators)
+def test_defaults_of_device_and_dtype_do_not_matter(make):
+    operator = make((2, 4, 6), 3)
+    x, y = inputs(operator, dtype=torch.float32)
+    problem = measure.Problem(operator, measure.GaussianNoise(0.1))
+    expected, noisy = operator(x), problem.noise.sample(operator(x), 0)
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        fresh = make((2, 4, 6), 3)
+        assert torch.equal(fresh(x), expected) and torch.equal(problem.noise.sample(fresh(x), 0), noisy)
+        if isinstance(operator, measure.LinearOperator):
+            assert torch.equal(fresh.adjoint(y), operator.adjoint(y))
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(("noise", "exact"), noises)
+def test_log_prob_is_per_image_differentiable_and_follows_the_dtype(noise, exact):
+    y = noise.sample(exact, 5)
+    value = noise.log_prob(y, exact)
+    assert value.shape == (len(exact),) and value.dtype == torch.float64
+    single = noise.log_prob(y.float(), exact.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), value, rtol=1e-3, atol=1e-2)
+    for index in ([0], [1, 0, 1]):
+        torch.testing.assert_close(
+            noise.select(index).log_prob(y[index], exact[index]), value[index], rtol=1e-12, atol=0
+        )
+    assert torch.autograd.gradcheck(
+        noise.log_prob, (y.requires_grad_(), exact.clone().requires_grad_()), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize(("noise", "exact"), noises)
+def test_draws_depend_on_no_other_image_nor_on_the_dtype(noise, exact):
+    many = noise.sample(exact, 7)
+    assert torch.equal(noise.sample(exact[:1], 7), many[:1]) and not torch.equal(noise.sample(exact, 8), many)
+    assert many.data_ptr() != exact.data_ptr() and many.dtype == torch.float64
+    other = torch.cat([exact.flip(0)[:1], exact[1:]])
+    assert torch.equal(noise.sample(other, 7)[1:], many[1:])
+    single = noise.sample(exact.float(), 7)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), many, rtol=1e-5, atol=1e-6)
+    for twin in (copy.deepcopy(noise), pickle.loads(pickle.dumps(noise))):
+        assert torch.equal(twin.sample(exact, 7), many)
+
+
+@pytest.mark.parametrize(("noise", "exact"), noises)
+def test_the_density_of_one_measurement_integrates_to_one_and_has_the_moments_of_the_draws(noise, exact):
+    """By quadrature over the first entry of y, the others fixed; the draws' mean and variance by a z-test."""
+    exact = exact[:1]
+    many = noise.sample(exact.repeat(1000, *[1] * (exact.dim() - 1)), 3).flatten(1)[:, 0]
+    y, spread = noise.sample(exact, 1), 12 * float(many.std())
+    base = y.flatten(1)[0].clone()
+    centre = float(exact.flatten(1)[0, 0])
+
+    def density(value):
+        base[0] = value
+        return math.exp(float(noise.log_prob(base.view_as(y), exact)) - scale)
+
+    scale, base[0] = 0.0, many.median()
+    scale = float(noise.log_prob(base.view_as(y), exact))
+    total, mean, square = (
+        integrate.quad(
+            lambda v, p=power: density(v) * (v - centre) ** p, centre - spread, centre + spread, epsabs=1e-12, limit=200
+        )[0]
+        for power in (0, 1, 2)
+    )
+    mean, variance = mean / total, square / total - (mean / total) ** 2
+    assert abs(float(many.mean()) - centre - mean) < 5 * math.sqrt(variance / 1000)
+    assert float(many.var()) == pytest.approx(variance, rel=0.3)
+    if y.numel() == 1:
+        assert total * math.exp(scale) == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("make", operators)
+def test_problems_select_both_sides_and_observe_by_image(make):
+    operator = make((2, 6, 8), 2)
+    problem = measure.Problem(operator, PerImageNoise(torch.tensor([0.1, 0.2, 0.4, 0.8])[: operator.batch or 4]))
+    batch = len(problem.noise.std)
+    x = torch.rand(batch, *operator.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = problem.observe(x, seed=3)
+    assert torch.equal(y, problem.noise.sample(operator(x), 3))
+    value = problem.log_likelihood(x, y)
+    expected = stats.norm(operator(x).numpy(), problem.noise.std.view(-1, *[1] * (y.dim() - 1)).numpy()).logpdf(
+        y.numpy()
+    )
+    torch.testing.assert_close(value, torch.from_numpy(expected).flatten(1).sum(1))
+    for index in ([1], [1, 0, 1]):
+        chosen = problem.select(index)
+        torch.testing.assert_close(chosen.log_likelihood(x[index], y[index]), value[index])
+        torch.testing.assert_close(energy.NoiseMisfit(problem, y).select(index)(x[index]), -value[index])
+        squares = (operator(x) - y).square().flatten(1).sum(1)
+        torch.testing.assert_close(energy.SquaredMisfit(operator, y).select(index)(x[index]), squares[index])
+
+
+class PerImageNoise(measure.IndependentNoise):
+    """A user's noise with a level for each image."""
+
+    def __init__(self, std):
+        self.std = std.double()
+
+    def std_map(self, shape):
+        return self.std.view(-1, *[1] * len(shape))
+
+    def residual_log_prob(self, residual):
+        std = self.std_map(residual.shape[1:]).to(residual)
+        return torch.distributions.Normal(0, std).log_prob(residual).flatten(1).sum(1)
+
+    def select(self, index):
+        return PerImageNoise(self.std[index])
