@@ -8,14 +8,16 @@ Modules load when they are first used, so that ``import companion`` stays quick.
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["data", "energy", "evaluate", "experiments", "measure", "priors", "recover", "show"]
+__all__ = ["data", "energy", "evaluate", "experiments", "keep_freed_memory", "measure", "priors", "recover", "show"]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "keep_freed_memory":
+        return import_module("companion._support").keep_freed_memory
     if name in __all__:
         return import_module(f"companion.{name}")
     raise AttributeError(f"module 'companion' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -10,10 +10,11 @@ import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,30 +37,25 @@ def one_of(name: str, value: object, allowed: Iterable[object]) -> object:
     return value
 
 
-def number(name: str, value: object, *, allowed: str = "a finite number") -> float:
-    """Return a finite number as Python's own, also if it is NumPy's or a tensor without axes; else raise ValueError."""
-    plain = value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
-    if isinstance(plain, bool) or not isinstance(plain, Real) or not math.isfinite(plain):
+def number(
+    name: str, value: object, allowed: str = "a finite number", right: Callable[[Any], bool] = lambda _: True
+) -> float:
+    """Return a finite, `right` number as Python's own, NumPy's and tensors' without axes too; else ValueError."""
+    plain: Any = value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
+    real = isinstance(plain, Real) and not isinstance(plain, bool)
+    if not real or not (isinstance(plain, Integral) or math.isfinite(plain)) or not right(plain):
         raise ValueError(f"{name}: got {value!r}; allowed: {allowed}")
     return int(plain) if isinstance(plain, Integral) else float(plain)
 
 
 def positive(name: str, value: object, *, zero: bool = False) -> float:
     """Return a finite number > 0 (>= 0 with `zero`) as Python's own; else raise ValueError."""
-    allowed = f"a finite number {'>= 0' if zero else '> 0'}"
-    plain = number(name, value, allowed=allowed)
-    if plain < 0 or (plain == 0 and not zero):
-        raise ValueError(f"{name}: got {value!r}; allowed: {allowed}")
-    return plain
+    return number(name, value, f"a finite number {'>=' if zero else '>'} 0", lambda v: v > 0 or (zero and v == 0))
 
 
 def count(name: str, value: object, *, least: int = 1) -> int:
     """Return a whole number >= `least` as Python's int; else raise ValueError."""
-    allowed = f"a whole number >= {least}"
-    plain = number(name, value, allowed=allowed)
-    if not isinstance(plain, int) or plain < least:
-        raise ValueError(f"{name}: got {value!r}; allowed: {allowed}")
-    return plain
+    return int(number(name, value, f"a whole number >= {least}", lambda v: v >= least and isinstance(v, Integral)))
 
 
 def finite(name: str, value: Tensor) -> Tensor:
@@ -106,8 +102,8 @@ def writable(name: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        given = f"{folder} ({type(error).__name__})"
-        raise ValueError(f"{name}: got {given}; allowed: a folder that can be written") from None
+        kind = type(error).__name__
+        raise ValueError(f"{name}: got {folder} ({kind}); allowed: a folder that can be written") from None
 
 
 @contextmanager
@@ -120,9 +116,8 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    mode = os.fstat(handle).st_mode & 0o777  # what the umask leaves: a writer that makes the file anew may forget it
-    os.close(handle)
+    with part.open("x"):  # never through a link that is there
+        mode = part.stat().st_mode & 0o777  # what the umask leaves; a writer that makes the file anew may not ask it
     try:
         yield part
         part.chmod(mode)
@@ -175,8 +170,10 @@ def keep_freed_memory() -> None:
     """Ask the C library to keep memory that tensors free for the tensors that follow (glibc; elsewhere nothing).
 
     By default it returns blocks of a few MB to the system at once and takes them anew, page by page: a flow on a CPU
-    then spends a quarter of its time on page faults. Blocks of 32 MiB and more are returned as ever. Whoever has set
-    glibc's own variables (MALLOC_..., GLIBC_TUNABLES) keeps those settings.
+    then spends a quarter of its time on page faults. It changes the whole process, so no import calls it: the command
+    line and `experiments.run` do, and whoever asks for ``companion.keep_freed_memory()``. Blocks of 32 MiB and more are
+    returned as ever. Where glibc's own variables (MALLOC_..., GLIBC_TUNABLES) are set, they hold: MALLOC_ARENA_MAX=0
+    leaves all as it was.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return

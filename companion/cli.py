@@ -123,9 +123,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from companion._support import one_of
+    from companion._support import keep_freed_memory, one_of
     from companion.experiments import PROFILES, resolve_device
 
+    keep_freed_memory()
     priors = import_module("companion.priors")
     one_of("recipe", options.name, priors.recipe_names())
     one_of("profile", options.profile, PROFILES)

@@ -5,6 +5,8 @@ import math
 import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -53,7 +55,7 @@ def test_fractions_of_numpy_and_torch_become_pythons(kind):
     "value",
     [
         *(0, -1, 0.0, -1e-9, math.nan, math.inf, -math.inf, True, np.True_, torch.tensor(True), "1", None, [1], 1j),
-        *(np.complex64(1), torch.tensor(1j), torch.tensor([1.0, 2.0]), np.ones(1)),
+        *(np.complex64(1), -(10**400), torch.tensor(1j), torch.tensor([1.0, 2.0]), np.ones(1)),
     ],
 )
 def test_positive_refuses_the_rest(value):
@@ -73,6 +75,7 @@ def test_count_refuses_all_but_whole_numbers(value):
 
 
 def test_count_passes_whole_numbers():
+    assert _support.count("seed", 10**400) == 10**400
     assert _support.count("steps", 1) == 1 and _support.count("steps", 0, least=0) == 0
     refused(lambda: _support.count("steps", 1, least=2), ">= 2")
 
@@ -228,6 +231,28 @@ def test_digests_are_of_all_parts_in_a_row(tmp_path):
     expected = "aé".encode() + b"b" + array.T.tobytes() + array.tobytes() + b"\x01\x00" + b"x" * (2**20 + 1)
     parts = ("aé", memoryview(b"b"), array.T, torch.from_numpy(array), torch.tensor([True, False]), tmp_path / "file")
     assert _support.sha256(*parts) == hashlib.sha256(expected).hexdigest()
+
+
+def test_no_import_changes_the_allocator_and_a_call_does_unless_glibcs_variables_are_set():
+    modules = "data, energy, evaluate, experiments, measure, priors, recover, show, cli"
+    code = f"""
+import ctypes
+calls = []
+class Library:
+    def __init__(self, name):
+        self.mallopt = lambda *option: calls.append(option)
+real = ctypes.CDLL
+ctypes.CDLL = lambda name=None, *rest, **more: Library(name) if name is None else real(name, *rest, **more)
+import companion
+from companion import {modules}
+assert not calls, calls
+companion.keep_freed_memory()
+print(len(calls))
+"""
+    for variables, expected in (({}, "2"), ({"MALLOC_ARENA_MAX": "0"}, "0")):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+        run = subprocess.run([sys.executable, "-c", code], env=clean | variables, capture_output=True, text=True)
+        assert run.stdout.strip() == expected, run.stderr
 
 
 def test_the_store_is_the_folder_of_the_checkout():

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from companion._support import count, one_of, store, writable
+from companion._support import count, keep_freed_memory, one_of, store, writable
 from companion.experiments import store as files
 from companion.experiments.context import Context, check_outcome
 from companion.experiments.provenance import (
@@ -72,6 +72,7 @@ def run(
         ValueError: for an unknown name, profile or device, a seed that is not a whole number >= 0, or a folder that
             cannot be written.
     """
+    keep_freed_memory()
     entry = get(name)
     one_of("profile", profile, entry.declaration.profiles)
     count("seed", seed, least=0)

@@ -82,8 +82,9 @@ class Mask(LinearOperator):
     def select(self, index: Index) -> Self:
         if self.batch is None:
             return self
-        places = self._places[torch.as_tensor(index, device="cpu")]
-        return replaced(self, mask=self.mask[index], _places=places, batch=len(places))
+        rows = torch.as_tensor(index, device="cpu")
+        places = self._places[rows]
+        return replaced(self, mask=self.mask[rows], _places=places, batch=len(places))
 
 
 class Gaussian(LinearOperator):

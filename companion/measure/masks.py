@@ -58,9 +58,8 @@ def text(shape: Sequence[int], words: str = "inverse problem", size: float | Non
     channels, height, width = image_shape(shape)
     if not isinstance(words, str) or not words.strip():
         raise ValueError(f"words: got {words!r}; allowed: text with at least one visible character")
-    line = _support.positive("size", height / 4 if size is None else size)
-    if not 1 <= line <= height:
-        raise ValueError(f"size: got {line!r}; allowed: a number of pixels from 1 to the image's height, {height}")
+    allowed = f"a number of pixels from 1 to the image's height, {height}"
+    line = _support.number("size", height / 4 if size is None else size, allowed, lambda v: 1 <= v <= height)
     picture = Image.new("L", (width, height), 0)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=line)
     rows = int(height // line) + 1
@@ -75,20 +74,13 @@ def text(shape: Sequence[int], words: str = "inverse problem", size: float | Non
 
 
 def _scattered(shape: tuple[int, int, int], missing: float, seed: int | torch.Generator) -> Tensor:
-    missing = _fraction(missing)
-    total = torch.Size(shape).numel()
-    mask = torch.ones(total, dtype=torch.bool, device="cpu")
-    mask[torch.randperm(total, generator=_support.generator(seed, "mask"), device="cpu")[: round(missing * total)]] = (
-        False
-    )
-    return _not_empty(mask.view(shape), missing)
+    missing, total = _fraction(missing), torch.Size(shape).numel()
+    order = torch.randperm(total, generator=_support.generator(seed, "mask"), device="cpu")
+    return _not_empty((order >= round(missing * total)).view(shape), missing)
 
 
 def _fraction(missing: float) -> float:
-    fraction = _support.positive("missing", missing, zero=True)
-    if fraction >= 1:
-        raise ValueError(f"missing: got {missing!r}; allowed: a number from 0 up to, not including, 1")
-    return fraction
+    return _support.number("missing", missing, "a number from 0 up to, not including, 1", lambda v: 0 <= v < 1)
 
 
 def _not_empty(mask: Tensor, missing: float) -> Tensor:

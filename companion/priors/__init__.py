@@ -1,6 +1,5 @@
 """Priors: flows, their training and their checkpoints."""
 
-from companion._support import keep_freed_memory
 from companion.priors.base import Prior
 from companion.priors.checkpoint import load, names, save
 from companion.priors.flow import Check, Flow
@@ -13,8 +12,6 @@ from companion.priors.realnvp import RealNVP
 from companion.priors.recipes import recipe_names, train_recipe
 from companion.priors.training import History, Likelihood, Settings, fit
 from companion.priors.vae import VAE
-
-keep_freed_memory()
 
 MODELS: dict[str, type[Prior]] = {"Glow": Glow, "RealNVP": RealNVP, "PointFlow": PointFlow, "VAE": VAE, "GAN": GAN}
 
