@@ -1,25 +1,32 @@
 """The runs behind every figure and table: by name, in profiles, with stored results that say where they come from.
 
-``run`` computes and stores, ``load`` reads the best that is stored, ``stale`` tells whether the code has changed since.
-:mod:`companion.experiments.registry` shows how an experiment's module looks.
+``run`` computes and stores, ``load`` reads the best that is stored, ``verify`` asks whether today's code still makes
+it. :mod:`companion.experiments.registry` shows how an experiment's module looks.
 """
 
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
+from companion.experiments.parts import Outcome, Part, gather
 from companion.experiments.provenance import Provenance, resolve_device
 from companion.experiments.registry import PROFILES, experiment, names
-from companion.experiments.results import Result, describe, load, path, run, stale
+from companion.experiments.results import Result, describe, load, path, run, state, verify
 
 __all__ = [
     "PROFILES",
     "Context",
+    "Outcome",
+    "Part",
     "Provenance",
     "Result",
     "describe",
     "experiment",
+    "gather",
     "load",
+    "named",
     "names",
     "path",
     "resolve_device",
     "run",
-    "stale",
+    "state",
+    "verify",
 ]

@@ -1,22 +1,24 @@
-"""What an experiment is given besides its settings: device, seed, progress bars, parts that outlive a killed run."""
+"""What an experiment is given besides its settings: device, seed, and parts that run apart and outlive a killed run."""
 
+import dataclasses
+import inspect
+import json
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from companion._support import count
-from companion.experiments import store
+from companion._support import sha256
+from companion.experiments import fingerprint, store
+from companion.experiments.arrays import named
+from companion.experiments.parts import Done, Outcome, Part, Task, check_outcome
 from companion.experiments.provenance import say
+from companion.experiments.workers import Runner, here
 
 Item = TypeVar("Item")
-PartFunction = Callable[[], tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]
 
 _PART_FIELDS: dict[str, type | tuple[type, ...]] = {
     "part": str,
@@ -24,89 +26,130 @@ _PART_FIELDS: dict[str, type | tuple[type, ...]] = {
     "metrics": dict,
     "evaluations": int,
     "seconds": (int, float),
+    "reads": dict,
 }
 
 
-class Outcome(NamedTuple):
-    """Metrics (nested dict of JSON values) and arrays (dict of numpy arrays) of an experiment, or of a part of one."""
+@dataclasses.dataclass
+class Context(Part):
+    """Device, seed and finished parts of one run of an experiment.
 
-    metrics: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-
-def check_outcome(value: object) -> Outcome:
-    """Return what an experiment returned as an Outcome; raise ValueError where it is not (metrics, arrays)."""
-    if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[0], Mapping):
-        raise ValueError(f"experiment: returned {type(value).__name__}; allowed: a pair (metrics dict, arrays dict)")
-    return Outcome(store.plain("metrics", value[0]), store.check_arrays(value[1]))
-
-
-@dataclass
-class Context:
-    """Device, seed, progress and finished parts of one run of an experiment.
-
-    Attributes:
-        device: where tensors live.
-        seed: whole number >= 0 from which every draw of the experiment follows.
-        parts: folder of the finished parts.
-        fingerprint: what a finished part must match to be used again (the package's code, its checkpoints, settings,
-            seed, kind of device).
-        evaluations: forward evaluations so far, those of reused parts included.
-        seconds_before: time that the reused parts took when they were computed.
+    Attributes
+    ----------
+    settings : Any
+        What each part is given.
+    parts : Path
+        Folder of the finished parts.
+    fingerprint : str
+        What a finished part must match to be used again (code, settings, seed, kind of device); the stored files that
+        it read must be what they were, too.
+    runner : Runner
+        Where parts run.
+    seconds_before : float
+        Time that the reused parts took when they were computed, beyond what passed in this run.
+    reads : dict[str, str]
+        Stored files that the parts read, and their hashes.
     """
 
-    device: torch.device
-    seed: int
-    parts: Path
-    fingerprint: str
-    evaluations: int = 0
+    settings: Any = None
+    parts: Path = Path("parts")
+    fingerprint: str = ""
+    runner: Runner = here
     seconds_before: float = 0.0
-    _names: set[str] = field(default_factory=set, repr=False)
+    reads: dict[str, str] = dataclasses.field(default_factory=dict)
+    _names: set[str] = dataclasses.field(default_factory=set, repr=False)
 
-    def count_evaluations(self, number: int) -> None:
-        """Add to the forward evaluations of the run; ValueError unless `number` is a whole number >= 0."""
-        self.evaluations += count("evaluations", number, least=0)
+    def map(self, function: Callable[[Any, Part, Item], Any], items: Iterable[Item], label: str) -> list[Outcome]:
+        """Outcomes of function(settings, part, item) for each item, in order: here, in processes, or on a cluster.
 
-    def progress(self, items: Iterable[Item], label: str) -> Iterable[Item]:
-        """Iterate over `items` behind a progress bar, which shows on a terminal only."""
-        return tqdm(items, desc=label, disable=None)
+        A part that an earlier run with the same code, files, settings, seed and kind of device has finished is read; a
+        damaged one is refused with a message and computed anew.
 
-    def part(self, name: str, function: PartFunction) -> Outcome:
-        """Return function()'s (metrics, arrays), computed once: a run resumed with the same code and seed reads them.
+        Parameters
+        ----------
+        function
+            Of a module, not defined inside another function, so that another process can import it. Returns (metrics,
+            arrays) and depends on nothing but its arguments.
+        items
+            Each a value of plain ones, or a dataclass, tuple or dict of such and of NumPy arrays; no two the same.
+        label
+            What the items are, in the plural, for the progress.
 
-        A damaged part is refused with a message and computed anew. ValueError for a name used twice in one run.
+        Raises
+        ------
+        ValueError
+            For such a function or item, or for the same part a second time in one run.
         """
-        if name in self._names:
-            raise ValueError(f"part: got {name!r} a second time; allowed: one name for each part of a run")
-        self._names.add(name)
-        slug = re.sub(r"[^A-Za-z0-9=.-]+", "_", name)[:60]
-        stem = self.parts / f"{slug}-{store.sha256(name.encode())[:8]}"
-        if store.beside(stem, ".npz").exists():  # written before the JSON
-            try:
-                return self._read(stem, name)
-            except store.DamagedFile as error:
-                say(f"part {name!r} refused: {error}; computing it anew")
-        return self._compute(stem, name, function)
+        if not inspect.isfunction(function) or function.__qualname__ != function.__name__:
+            raise ValueError(f"function: got {function!r}; allowed: a function defined at the top of a module")
+        items = list(items)
+        stems, outcomes, tasks = [], dict[int, Outcome](), dict[int, Task]()
+        for index, item in enumerate(items):
+            name = self._claim(function, item)
+            stems.append((name, self.parts / f"{re.sub('[^A-Za-z0-9=.-]+', '_', name)[:60]}-{sha256(name)[:8]}"))
+            if done := self._read(*stems[index]):
+                outcomes[index] = self._use(done)
+            else:
+                tasks[index] = Task(function, self.settings, self.device, self.seed, item)
+        with tqdm(total=len(items), initial=len(outcomes), desc=label, disable=None) as bar:
+            order = list(tasks)
+            for place, done in self.runner(list(tasks.values())):
+                index = order[place]
+                name, stem = stems[index]
+                outcomes[index] = self._use(done)
+                self._write(name, stem, done)
+                bar.update()
+                if bar.disable:
+                    say(f"{label}: {len(outcomes)} of {len(items)}, {name} ({done.seconds:.1f} s)")
+        return [outcomes[index] for index in range(len(items))]
 
-    def _read(self, stem: Path, name: str) -> Outcome:
-        document, arrays = store.read(stem, _PART_FIELDS)
-        if document["part"] != name or document["fingerprint"] != self.fingerprint:
-            raise store.DamagedFile(
-                f"{store.beside(stem, '.json')}: made by other code, checkpoints, settings, seed or device"
-            )
-        self.evaluations += document["evaluations"]
+    def _claim(self, function: Callable[..., Any], item: object) -> str:
+        """Name of a part, which says all of its item."""
+        words = re.sub(r'[{}"\[\]]', "", json.dumps(store.plain("item", _described(item)), ensure_ascii=False))
+        name = f"{function.__name__.strip('_')} {words}"
+        key = f"{function.__module__} {name}"
+        if key in self._names:
+            raise ValueError(f"part: got {name!r} a second time; allowed: each part of a run once")
+        self._names.add(key)
+        return name
+
+    def _use(self, done: Done) -> Outcome:
+        self.evaluations += done.evaluations
+        self.reads |= done.reads
+        return check_outcome((done.metrics, done.arrays))
+
+    def _read(self, name: str, stem: Path) -> Done | None:
+        if not store.beside(stem, ".npz").exists():  # written before the JSON
+            return None
+        try:
+            document, arrays = store.read(stem, _PART_FIELDS)
+            if (document["part"], document["fingerprint"]) != (name, self.fingerprint) or fingerprint.changed(
+                document["reads"]
+            ):
+                made_by = "other code, checkpoints, settings, seed or device"
+                raise store.DamagedFile(f"{store.beside(stem, '.json')}: made by {made_by}")
+        except store.DamagedFile as error:
+            say(f"part {name!r} refused: {error}; computing it anew")
+            return None
         self.seconds_before += document["seconds"]
-        return Outcome(document["metrics"], arrays)
+        axes = store.axes(document)
+        whole = {key: named(value, **axes[key]) if key in axes else value for key, value in arrays.items()}
+        return Done(document["metrics"], whole, document["evaluations"], document["seconds"], document["reads"])
 
-    def _compute(self, stem: Path, name: str, function: PartFunction) -> Outcome:
-        start, before = time.perf_counter(), self.evaluations
-        outcome = check_outcome(function())
-        document = {
-            "part": name,
-            "fingerprint": self.fingerprint,
-            "metrics": outcome.metrics,
-            "evaluations": self.evaluations - before,
-            "seconds": time.perf_counter() - start,
-        }
-        store.write(stem, document, outcome.arrays)
-        return outcome
+    def _write(self, name: str, stem: Path, done: Done) -> None:
+        document = {"part": name, "fingerprint": self.fingerprint, "metrics": done.metrics}
+        facts = {"evaluations": done.evaluations, "seconds": done.seconds, "reads": done.reads}
+        store.write(stem, document | facts, done.arrays)
+
+
+def _described(item: object) -> Any:
+    """An item as JSON holds it; of arrays, what tells them apart."""
+    if isinstance(item, np.ndarray):
+        return f"{item.dtype} {item.shape} {sha256(item)}"
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return {field.name: _described(getattr(item, field.name)) for field in dataclasses.fields(item)}
+    if isinstance(item, Mapping):
+        return {key: _described(value) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_described(value) for value in item]
+    return item

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 
 from companion import __version__
-from companion._support import one_of, store
-from companion.experiments.store import sha256
+from companion._support import one_of
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Origin of a result. Time in seconds; `evaluations` counts forward evaluations; `date` is a UTC day (ISO 8601)."""
+    """Origin of a result.
+
+    Time in seconds; `evaluations` counts forward evaluations; `date` is a UTC day (ISO 8601); `code_sha256` and `reads`
+    are what :mod:`companion.experiments.fingerprint` says of the code and of the stored files that were read.
+    """
 
     profile: str
     device: str
@@ -28,6 +31,7 @@ class Provenance:
     evaluations: int
     code_sha256: str
     date: str
+    reads: dict[str, str]
 
 
 def resolve_device(device: str) -> torch.device:
@@ -64,18 +68,6 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "companion": __version__,
     }
-
-
-def code_hash(source: str) -> str:
-    """SHA-256 of source text, the same whether its lines end as on Linux or as on Windows."""
-    return sha256(source.replace("\r\n", "\n").encode())
-
-
-def package_hash() -> str:
-    """SHA-256 of the package's modules and of the stored checkpoints, on which every part of a run may rest."""
-    modules, checkpoints = Path(__file__).parents[1], store() / "checkpoints"
-    files = [*sorted(modules.rglob("*.py")), *sorted(checkpoints.glob("*.safetensors"))]
-    return sha256("\n".join(f"{path.name} {sha256(path.read_bytes())}" for path in files).encode())
 
 
 def today() -> str:

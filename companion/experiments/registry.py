@@ -1,10 +1,10 @@
-'''Every experiment of the book by name: the decorator that declares one, and the lookup that imports it when it is run.
+'''Every experiment of the book by name, and the decorator that declares one.
 
-An experiment is one function in a module of this package; dropping the file here is all it takes to register it::
+An experiment is one function in a module of this package; dropping the file into a folder here registers it::
 
     """Asim et al. 2020: compressed sensing with a flow prior."""
 
-    @dataclass(frozen=True)
+    @dataclass(frozen=True, kw_only=True)
     class Settings:
         images: int
         measurements: tuple[int, ...]
@@ -14,82 +14,95 @@ An experiment is one function in a module of this package; dropping the file her
         "asim.compressed-sensing",
         paper="Asim et al. 2020",
         shows="Fig. 4 left, 15, 16",
-        profiles={"quick": Settings(4, (307, 614)), "laptop": Settings(16, (153, 307, 614, 1229))},
+        profiles={"quick": Settings(images=4, measurements=(307, 614)), "laptop": Settings(...)},
+        tolerances={"psnr": 0.05},
     )
     def compressed_sensing(settings: Settings, context: Context) -> tuple[dict, dict]:
         """Recovers held-out photographs from m random measurements."""
-        psnr = []
-        for m in context.progress(settings.measurements, "measurements"):
-            metrics, arrays = context.part(f"m={m}", lambda m=m: recover_all(settings, context, m))
-            psnr.append(metrics["psnr"])
-        return {"psnr": {"glow": psnr}}, {"recovered": arrays["recovered"]}
+        parts = context.map(recover_all, settings.measurements, "measurements")
+        return {"n": 3072}, gather(parts, m=settings.measurements)
+
+
+    def recover_all(settings: Settings, part: Part, m: int) -> tuple[dict, dict]:
+        ...
+        found = part.count(recover.flow_latent(...))
+        return {}, {"psnr": named(evaluate.psnr(found.x, truth).numpy(), image=settings.images)}
 
 The function takes its profile's settings (a dataclass or a dict of JSON values) and a
 :class:`~companion.experiments.context.Context`; it returns metrics (nested dict of JSON values, None for what is
-missing) and arrays (dict of numpy arrays). What takes long goes through ``context.part``, so that a killed run resumes;
-``context.count_evaluations(n)`` reports forward evaluations, inside a part or outside. ``context.seed`` is the only
-source of randomness. Settings named ``images``, ``seeds`` and ``budget`` appear in the captions of figures.
-
-Names, papers, figures and profiles are read from the decorators without importing the modules; so the arguments must be
-literals there, and ``profiles`` a dict whose keys are written out.
+missing) and arrays (dict of numpy arrays, their axes named by :func:`~companion.experiments.arrays.named`). What takes
+long goes through ``context.map``: parts that do not depend on each other, each a function of the settings, device, seed
+and one item. ``context.seed`` (``part.seed``) is the only source of randomness. Settings named ``images``, ``seeds``
+and ``budget`` appear in the captions of figures.
 '''
 
-import ast
 import dataclasses
+import difflib
 import inspect
+import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import CodeType
 from typing import Any, TypeVar
 
 from companion._support import one_of
 from companion.experiments import store
-from companion.experiments.provenance import code_hash
 
-PROFILES = ("quick", "laptop", "paper")
+PROFILES = ("quick", "laptop", "overnight", "paper")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
-class Declaration:
-    """What is known of an experiment before it is imported."""
+class Experiment:
+    """A declared experiment: its function, the settings of each profile, and how closely a run must repeat another."""
 
     name: str
     paper: str
     shows: str
-    summary: str
-    profiles: tuple[str, ...]
-    module: str
-    code_sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A declared experiment with its function and the settings of each profile."""
-
-    declaration: Declaration
     function: Callable[..., Any]
     settings: Mapping[str, Any]
+    tolerances: Mapping[str, float | None]
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
 
 _registered: dict[str, Experiment] = {}
 
 
-def experiment(name: str, *, paper: str, shows: str, profiles: Mapping[str, Any]) -> Callable[[Function], Function]:
+def experiment(
+    name: str,
+    *,
+    paper: str,
+    shows: str,
+    profiles: Mapping[str, Any],
+    tolerances: Mapping[str, float | None] | None = None,
+) -> Callable[[Function], Function]:
     """Declare an experiment; the function itself stays as it is. See this module's text for what it takes and returns.
 
-    Args:
-        name: lower-case words with dots and hyphens, paper first: "asim.compressed-sensing".
-        paper: who published what it reproduces.
-        shows: figures and tables it reproduces.
-        profiles: settings (dataclass instance or dict) of "quick", "laptop" and "paper", or of some of them.
+    Parameters
+    ----------
+    name
+        Lower-case words with dots and hyphens, paper first: "asim.compressed-sensing".
+    paper
+        Who published what it reproduces.
+    shows
+        Figures and tables it reproduces.
+    profiles
+        Settings (dataclass instance or dict) of "quick", "laptop", "overnight" and "paper", or of some of them.
+    tolerances
+        How far metrics and arrays of these names (or patterns, "seconds*") may lie from the stored ones when the quick
+        profile is run again; see :mod:`companion.experiments.verify`. None for numbers that no run repeats, as times.
 
-    Raises:
-        ValueError: for a malformed or taken name, or for profiles or settings that are not as above.
+    Raises
+    ------
+    ValueError
+        For a malformed or taken name, or for profiles or settings that are not as above.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+", name):
         raise ValueError(f"name: got {name!r}; allowed: lower-case words with dots and hyphens, as asim.denoising")
@@ -98,23 +111,15 @@ def experiment(name: str, *, paper: str, shows: str, profiles: Mapping[str, Any]
     for profile, settings in profiles.items():
         one_of("profiles", profile, PROFILES)
         settings_dict(settings)
+    ordered = {profile: profiles[profile] for profile in PROFILES if profile in profiles}
 
     def register(function: Function) -> Function:
-        known, entry = _declarations().get(name), _registered.get(name)
-        # Of one that is not imported yet, the module alone is known.
-        same_function = entry is None or entry.function.__qualname__ == function.__qualname__
-        if known and not (known.module == function.__module__ and same_function):
-            raise ValueError(f"name: got {name!r}, which {known.module} has; allowed: a name not taken yet")
-        declaration = Declaration(
-            name=name,
-            paper=paper,
-            shows=shows,
-            summary=_first_line(inspect.getdoc(function)),
-            profiles=tuple(profile for profile in PROFILES if profile in profiles),
-            module=function.__module__,
-            code_sha256=code_hash(_source(function)),
-        )
-        _registered[name] = Experiment(declaration, function, dict(profiles))
+        entry = Experiment(name, paper, shows, function, ordered, dict(tolerances or {}))
+        known = _registered.setdefault(name, entry).function
+        # The same function may come again, as when a notebook's cell is run twice.
+        if (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
+            raise ValueError(f"name: got {name!r}, which {known.__module__} has; allowed: a name not taken yet")
+        _registered[name] = entry
         return function
 
     return register
@@ -129,82 +134,47 @@ def settings_dict(settings: object) -> dict[str, Any]:
     raise ValueError(f"settings: got {type(settings).__name__}; allowed: a dataclass instance or a dict")
 
 
+def with_changes(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """Settings with some values replaced by others of the same types; ValueError for a name or type they lack."""
+    present = settings if isinstance(settings, Mapping) else vars(settings)
+    new = {known("setting", name, present): _like(name, value, present[name]) for name, value in changes.items()}
+    return {**settings, **new} if isinstance(settings, Mapping) else dataclasses.replace(settings, **new)
+
+
+def _like(name: str, given: Any, present: Any) -> Any:
+    if isinstance(present, tuple | list):
+        each = given if isinstance(given, tuple | list) else (given,)
+        return type(present)(_like(name, value, present[0]) if present else value for value in each)
+    if isinstance(present, float) and type(given) is int:
+        return float(given)
+    if type(given) is not type(present):
+        raise ValueError(f"{name}: got {given!r}; allowed: {type(present).__name__}, as {present!r}")
+    return given
+
+
+def known(what: str, name: str, names: Iterable[str]) -> str:
+    """Return a name that is among `names`; else raise ValueError with those, the nearest first."""
+    names = list(names)
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{what}: got {name!r}; {hint}allowed: {', '.join(names)}")
+    return name
+
+
 def names() -> list[str]:
-    """Names of all experiments, sorted; imports none of them."""
-    return sorted(_declarations())
-
-
-def declaration(name: str) -> Declaration:
-    """Declaration of an experiment, which is not imported; ValueError with the known names for an unknown one."""
-    one_of("experiment", name, names())
-    return _declarations()[name]
+    """Names of all experiments, sorted."""
+    _import_all()
+    return sorted(_registered)
 
 
 def get(name: str) -> Experiment:
-    """The experiment, imported if need be; ValueError with the known names for an unknown one."""
-    found = declaration(name)
-    if name not in _registered:
-        import_module(found.module)
-    return _registered[name]
-
-
-def _declarations() -> dict[str, Declaration]:
-    return {**_scanned(), **{name: entry.declaration for name, entry in _registered.items()}}
+    """The experiment of that name; ValueError with the known names for an unknown one."""
+    return _registered[name] if name in _registered else _registered[known("experiment", name, names())]
 
 
 @cache
-def _scanned() -> dict[str, Declaration]:
-    found: dict[str, Declaration] = {}
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        module = ".".join((__package__, *path.relative_to(folder).with_suffix("").parts))
-        for entry in declared_in(path.read_text(encoding="utf-8"), module):
-            if entry.name in found:
-                taken = found[entry.name].module
-                raise ValueError(f"name: got {entry.name!r} in {module}, which {taken} has; allowed: a name not taken")
-            found[entry.name] = entry
-    return found
-
-
-def declared_in(source: str, module: str) -> list[Declaration]:
-    """Declarations in the source text of a module; ValueError where a decorator's arguments are not literals."""
-    found = []
-    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    for node in functions:
-        for decorator in node.decorator_list:
-            if not isinstance(decorator, ast.Call) or ast.unparse(decorator.func).split(".")[-1] != "experiment":
-                continue
-            given = {keyword.arg: keyword.value for keyword in decorator.keywords}
-            try:
-                name, paper, shows = map(ast.literal_eval, (decorator.args[0], given["paper"], given["shows"]))
-                keys = given["profiles"].keys  # type: ignore[attr-defined]
-                profiles = [ast.literal_eval(key) for key in keys]
-            except (ValueError, KeyError, IndexError, AttributeError, TypeError):
-                allowed = "literal name, paper and shows, and a profiles dict with its keys written out"
-                raise ValueError(f"{module}.{node.name}: its @experiment cannot be read; allowed: {allowed}") from None
-            summary = _first_line(ast.get_docstring(node))
-            ordered = tuple(profile for profile in PROFILES if profile in profiles)
-            found.append(Declaration(name, paper, shows, summary, ordered, module, code_hash(source)))
-    return found
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]
-
-
-def _source(function: Callable[..., Any]) -> str:
-    path = Path(inspect.getsourcefile(function) or "")
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    try:
-        # A function typed into a notebook has no file; its own text stands for its module's.
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        # One from standard input has no text either; what Python runs stands for it.
-        return _instructions(function.__code__)
-
-
-def _instructions(code: CodeType) -> str:
-    # repr() of an inner function holds an address, which no two processes share
-    constants = [_instructions(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"
+def _import_all() -> None:
+    for folder in Path(__file__).parent.iterdir():
+        for found in pkgutil.iter_modules([str(folder)]) if folder.is_dir() else ():
+            import_module(f"{__package__}.{folder.name}.{found.name}")

@@ -1,32 +1,34 @@
 """Running experiments and reading what they stored.
 
-A result is a pair of files, ``<experiment>/<profile>.json`` and ``.npz``, in the store's ``results`` folder or in a
-folder of the caller's. Finished parts of a run lie under ``runs/`` until the result is stored.
+A result is a pair of files, ``<experiment>/<profile>.json`` and ``.npz``, in the book's own store (``out=None``) or in
+a folder of the caller's. Finished parts of a run lie in ``parts`` beside it until the result is stored.
 """
 
 import dataclasses
 import json
 import shutil
+import tempfile
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 
-from companion._support import count, keep_freed_memory, one_of, store, writable
+from companion._reads import recording
+from companion._support import count, keep_freed_memory, one_of, sha256, store, writable
+from companion.experiments import fingerprint, states
 from companion.experiments import store as files
-from companion.experiments.context import Context, check_outcome
-from companion.experiments.provenance import (
-    Provenance,
-    device_words,
-    package_hash,
-    resolve_device,
-    today,
-    versions,
-)
-from companion.experiments.registry import PROFILES, declaration, get, settings_dict
+from companion.experiments.arrays import Axes, Named, take
+from companion.experiments.context import Context
+from companion.experiments.parts import check_outcome
+from companion.experiments.provenance import Provenance, device_words, resolve_device, today, versions
+from companion.experiments.registry import PROFILES, get, known, settings_dict, with_changes
+from companion.experiments.workers import runner
 
 SCHEMA = 1
+RUNS = "runs"
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "schema": int,
@@ -36,16 +38,50 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "provenance": dict,
 }
 
+Folder = str | Path | None
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A stored result: metrics (nested dict), arrays (dict of numpy arrays), profile, and where they come from."""
+    """A stored result.
+
+    Attributes
+    ----------
+    name, profile : str
+    metrics : dict[str, Any]
+        Nested dict of JSON values.
+    arrays : dict[str, np.ndarray]
+    provenance : Provenance
+        Where they come from.
+    layout : dict[str, dict[str, list]]
+        Names and labels of the axes of arrays; see :meth:`axes` and :meth:`take`.
+    sha256 : str
+        Of the result's content.
+    pending : str
+        Why this result waits for another run, empty where it does not.
+    """
 
     name: str
     profile: str
     metrics: dict[str, Any]
     arrays: dict[str, np.ndarray]
     provenance: Provenance
+    layout: dict[str, Axes]
+    sha256: str
+    pending: str
+
+    def axes(self, name: str) -> Axes:
+        """Axes of an array in order, each with its labels; ValueError where there is no such array with named axes."""
+        known("array", name, self.layout)
+        return self.layout[name]
+
+    def take(self, name: str, **wanted: Any) -> np.ndarray:
+        """The part of an array at the labels wanted, over the axes left.
+
+        ``take("psnr", m=307, method=["glow", "tv"], image=slice(3))``: a label takes its axis away, a list keeps it,
+        and a slice counts positions. ValueError for an array, axis or label that is not there.
+        """
+        return take(name, Named(self.arrays[name], self.axes(name)), wanted)
 
 
 def run(
@@ -53,57 +89,73 @@ def run(
     profile: str = "quick",
     device: str = "auto",
     seed: int = 0,
-    out: str | Path | None = None,
+    out: Folder = RUNS,
     *,
+    changes: Mapping[str, Any] | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
     resume: bool = True,
 ) -> Result:
     """Run an experiment, store its result and return it.
 
-    Args:
-        name: one of :func:`names`.
-        profile: "quick", "laptop" or "paper", as far as the experiment declares them.
-        device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        seed: whole number >= 0.
-        out: folder for ``<experiment>/<profile>.json`` and ``.npz``; the package's own store by default.
-        resume: use the finished parts of an earlier run that was stopped, if it had the same package code, checkpoints,
-            settings, seed and kind of device.
+    Parameters
+    ----------
+    name
+        One of :func:`names`.
+    profile
+        "quick", "laptop", "overnight" or "paper", as far as the experiment declares them.
+    device
+        "auto" (CUDA where there is one), "cpu" or "cuda".
+    seed
+        Whole number >= 0.
+    out
+        Folder for ``<experiment>/<profile>.json`` and ``.npz``; None for the book's own store.
+    changes
+        Settings to use in place of the profile's; such a result has no place in the book's own store.
+    workers, scheduler
+        Processes of this machine, or the address of a Dask scheduler, to compute the parts.
+    resume
+        Use the finished parts of an earlier run that was stopped, if it had the same code, checkpoints, settings, seed
+        and kind of device.
 
-    Raises:
-        ValueError: for an unknown name, profile or device, a seed that is not a whole number >= 0, or a folder that
-            cannot be written.
+    Raises
+    ------
+    ValueError
+        For an unknown name, profile or device, a seed that is not a whole number >= 0, settings that the experiment
+        does not have, or a folder that cannot be written.
     """
     keep_freed_memory()
     entry = get(name)
-    one_of("profile", profile, entry.declaration.profiles)
-    count("seed", seed, least=0)
+    one_of("profile", profile, entry.settings)
+    seed = count("seed", seed, least=0)
     where = resolve_device(device)
     stem = _stem(name, profile, out)
-    parts = _runs(out) / name / profile / "parts"
+    if changes and out is None:
+        raise ValueError("changes: got some for the book's own store; allowed: with a folder of your own")
+    parts = _folder(RUNS if out is None else out) / "parts" / name / profile
     for folder in (stem.parent, parts):
         writable("out", folder)  # asked before the work, so that no long run ends with nowhere to go
-    settings = entry.settings[profile]
+    settings = with_changes(entry.settings[profile], changes or {})
     recorded = settings_dict(settings)
-    code = entry.declaration.code_sha256
-    # The package's hash is the parts' alone: a stored result is stale where its experiment's own module has changed.
-    basis = [code, package_hash(), recorded, seed, where.type]
-    fingerprint = files.sha256(json.dumps(basis, sort_keys=True).encode())
+    code = fingerprint.code(entry.function.__module__)
     if not resume:
         shutil.rmtree(parts, ignore_errors=True)
-
-    context = Context(where, seed, parts, fingerprint)
+    basis = json.dumps([code, recorded, seed, where.type], sort_keys=True)
     start = time.perf_counter()
-    outcome = check_outcome(entry.function(settings, context))
-    seconds = time.perf_counter() - start + context.seconds_before
+    with recording() as paths, runner(workers, scheduler) as running:
+        context = Context(where, seed, settings=settings, parts=parts, fingerprint=sha256(basis), runner=running)
+        outcome = check_outcome(entry.function(settings, context))
     provenance = Provenance(
         profile=profile,
         device=device_words(where),
         seed=seed,
         settings=recorded,
         versions=versions(),
-        wall_seconds=round(seconds, 3),
+        wall_seconds=round(time.perf_counter() - start + context.seconds_before, 3),
         evaluations=context.evaluations,
         code_sha256=code,
         date=today(),
+        reads=fingerprint.reads(paths) | context.reads,
     )
     document = {
         "schema": SCHEMA,
@@ -112,93 +164,147 @@ def run(
         "metrics": outcome.metrics,
         "provenance": dataclasses.asdict(provenance),
     }
-    files.write(stem, document, outcome.arrays)
+    before = _whole(name, "quick", out)
+    files.write(stem, document, {**outcome.arrays, **outcome.named})
     # Kept parts would answer the next run, which is asked for to compute anew.
-    shutil.rmtree(parts.parent, ignore_errors=True)
-    return load(name, profile, out)
+    shutil.rmtree(parts, ignore_errors=True)
+    result = load(name, profile, out)
+    if profile == "quick":
+        agree = before is not None and not states.differences(before, result, entry.tolerances)
+        states.record(stem.parent, result.sha256, {code, *(_codes(before, out) if agree and before else ())})
+    elif before and code not in _codes(before, out):
+        verify(name, out)  # so that later code is asked for the quick numbers of the code that ran here
+    return result
 
 
-def load(name: str, profile: str | None = None, out: str | Path | None = None) -> Result:
-    """Read a stored result; without a profile the best one stored (paper, else laptop, else quick).
+def verify(name: str, out: Folder = None) -> list[str]:
+    """Run the quick profile again and compare it with the stored one; what differs, a line each.
 
-    Raises:
-        ValueError: for an unknown name or profile, where nothing is stored, or where a file is damaged; the message
-            says what to run.
+    Where nothing does, it is recorded beside the results that today's code gives the same quick numbers. What this
+    says of larger profiles, see :mod:`companion.experiments.states`. Raises what :func:`load` raises.
     """
-    known = declaration(name).profiles
+    entry, stored = get(name), load(name, "quick", out)
+    with tempfile.TemporaryDirectory() as folder:
+        again = run(name, "quick", "cpu", stored.provenance.seed, folder)
+    found = states.differences(stored, again, entry.tolerances)
+    if not found:
+        known_codes = _codes(stored, out) | {again.provenance.code_sha256}
+        states.record(_stem(name, "quick", out).parent, stored.sha256, known_codes)
+    return found
+
+
+def state(name: str, profile: str, out: Folder = None) -> str:
+    """ "current", "verified", "pending", "stale" or "damaged: why"; see :mod:`companion.experiments.states`.
+
+    Raises ValueError where nothing is stored.
+    """
+    try:
+        result = load(name, profile, out)
+    except files.DamagedFile as error:
+        return f"damaged: {error}"
+    entry, origin = get(name), result.provenance
+    if result.pending:
+        return "pending"
+    if fingerprint.changed(origin.reads) or origin.settings != settings_dict(entry.settings[profile]):
+        return "stale"
+    code = fingerprint.code(entry.function.__module__)
+    if origin.code_sha256 == code:
+        return "current"
+    quick = _whole(name, "quick", out)
+    return "verified" if quick and {code, origin.code_sha256} <= _codes(quick, out) else "stale"
+
+
+def _codes(quick: Result, out: Folder) -> set[str]:
+    """Hashes of the code that is known to give the numbers of a stored quick result."""
+    folder = _stem(quick.name, "quick", out).parent
+    return {quick.provenance.code_sha256} | states.same_numbers(folder, quick.sha256)
+
+
+def _whole(name: str, profile: str, out: Folder) -> Result | None:
+    """A stored result, None where there is none or it is damaged."""
+    with suppress(ValueError):
+        return load(name, profile, out)
+    return None
+
+
+def load(name: str, profile: str | None = None, out: Folder = None) -> Result:
+    """Read a stored result; without a profile the best one stored (paper, else overnight, laptop, quick).
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or profile, where nothing is stored, or where a file is damaged; the message says what to
+        run.
+    """
+    allowed = get(name).settings
     if profile is None:
-        profile = next((each for each in reversed(PROFILES) if _present(name, each, out)), None)
+        profile = next((each for each in reversed(PROFILES) if present(name, each, out)), None)
         if profile is None:
-            raise ValueError(f"experiment: nothing is stored for {name!r}; run: {_remake(name, known[0], out)}")
+            remake = _remake(name, next(iter(allowed)), out)
+            raise ValueError(f"experiment: nothing is stored for {name!r}; run: {remake}")
     else:
-        one_of("profile", profile, known)
-        if not _present(name, profile, out):
+        one_of("profile", profile, allowed)
+        if not present(name, profile, out):
             raise ValueError(f"profile: nothing is stored for {name!r} {profile}; run: {_remake(name, profile, out)}")
     try:
         document, arrays = files.read(_stem(name, profile, out), _FIELDS)
         provenance = _provenance(document, name, profile, out)
     except files.DamagedFile as error:
         raise files.DamagedFile(f"{error}; remake it: {_remake(name, profile, out)}") from None
-    return Result(name, profile, document["metrics"], arrays, provenance)
+    pending = states.pending(name, profile) if out is None else ""
+    return Result(
+        name, profile, document["metrics"], arrays, provenance, files.axes(document), document["sha256"], pending
+    )
 
 
-def stale(name: str, profile: str, out: str | Path | None = None) -> bool:
-    """Whether the experiment's module has changed since the result was stored; raises what :func:`load` raises."""
-    return load(name, profile, out).provenance.code_sha256 != declaration(name).code_sha256
-
-
-def describe(name: str, out: str | Path | None = None) -> dict[str, Any]:
-    """Name, paper, shows, summary, profiles, and for each stored profile "current", "stale" or "damaged: why"."""
-    found = declaration(name)
-    stored = {}
-    for profile in found.profiles:
-        if _present(name, profile, out):
-            try:
-                stored[profile] = "stale" if stale(name, profile, out) else "current"
-            except files.DamagedFile as error:
-                stored[profile] = f"damaged: {error}"
+def describe(name: str, out: Folder = None) -> dict[str, Any]:
+    """Name, paper, shows, summary, profiles, and the :func:`state` of each stored profile."""
+    found = get(name)
     return {
         "name": name,
         "paper": found.paper,
         "shows": found.shows,
         "summary": found.summary,
-        "profiles": list(found.profiles),
-        "stored": stored,
+        "profiles": list(found.settings),
+        "stored": {profile: state(name, profile, out) for profile in found.settings if present(name, profile, out)},
     }
 
 
-def path(name: str, profile: str, out: str | Path | None = None) -> Path:
+def path(name: str, profile: str, out: Folder = None) -> Path:
     """Where the JSON file of a result lies, stored or not."""
     return files.beside(_stem(name, profile, out), ".json")
 
 
-def _stem(name: str, profile: str, out: str | Path | None) -> Path:
-    if out is not None and not isinstance(out, str | Path):
-        raise ValueError(f"out: got {out!r}; allowed: a folder as text or pathlib.Path, or None")
-    return (store() / "results" if out is None else Path(out)) / name / profile
-
-
-def _runs(out: str | Path | None) -> Path:
-    if out is not None:
-        return Path(out) / "runs"
-    checkout = store().parent
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "runs"
-
-
-def _present(name: str, profile: str, out: str | Path | None) -> bool:
+def present(name: str, profile: str, out: Folder = None) -> bool:
+    """Whether a result is stored, whole or not."""
     return any(files.beside(_stem(name, profile, out), suffix).exists() for suffix in (".json", ".npz"))
 
 
-def _remake(name: str, profile: str, out: str | Path | None) -> str:
-    return f"companion run {name} --profile {profile}" + ("" if out is None else f" --out {out}")
+def _stem(name: str, profile: str, out: Folder) -> Path:
+    return (store() / "results" if out is None else _folder(out)) / name / profile
 
 
-def _provenance(document: dict[str, Any], name: str, profile: str, out: str | Path | None) -> Provenance:
+def _folder(out: object) -> Path:
+    if not isinstance(out, str | Path):
+        raise ValueError(f"out: got {out!r}; allowed: a folder as text or pathlib.Path, or None")
+    return Path(out).expanduser()
+
+
+def _remake(name: str, profile: str, out: Folder) -> str:
+    return f"companion run {name} --profile {profile} " + ("--store" if out is None else f"--out {out}")
+
+
+def _provenance(document: dict[str, Any], name: str, profile: str, out: Folder) -> Provenance:
     where = path(name, profile, out)
     given = (document["schema"], document["experiment"], document["profile"])
     if given != (SCHEMA, name, profile):
         raise files.DamagedFile(f"{where}: holds schema {given[0]}, {given[1]} {given[2]}")
-    kinds = {field.name: field.type for field in dataclasses.fields(Provenance)}
-    if set(document["provenance"]) != set(kinds):
+    fields = {"reads": {}, **document["provenance"]}  # results of before files were recorded have none
+    kinds = {field.name: get_origin(field.type) or field.type for field in dataclasses.fields(Provenance)}
+    if set(fields) != set(kinds):
         raise files.DamagedFile(f"{where}: its provenance has other fields than {', '.join(kinds)}")
-    return Provenance(**document["provenance"])
+    for field, kind in kinds.items():
+        value = float(fields[field]) if kind is float and type(fields[field]) is int else fields[field]
+        if type(value) is not kind:
+            raise files.DamagedFile(f"{where}: its provenance says {field} = {fields[field]!r}")
+    return Provenance(**fields)

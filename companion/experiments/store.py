@@ -3,30 +3,32 @@
 Each pair is written whole or not at all, carries checksums, and is read without pickles.
 """
 
-import hashlib
+import glob
 import io
 import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from companion._support import atomic, sha256
+from companion.experiments.arrays import Axes, Named, check
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 Fields = Mapping[str, type | tuple[type, ...]]
-Pair = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 class DamagedFile(ValueError):
     """A stored file that is missing, truncated, altered or of another layout; the message names the file."""
-
-
-def sha256(content: bytes) -> str:
-    """Hexadecimal SHA-256 of `content`."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def plain(name: str, value: object, where: str = "") -> Any:
@@ -48,21 +50,24 @@ def plain(name: str, value: object, where: str = "") -> Any:
     raise ValueError(f"{name}: got {given} at {where or 'the top'}; allowed: {allowed}")
 
 
-def check_arrays(value: object) -> dict[str, np.ndarray]:
-    """Return NumPy arrays that come back from a file as they are, sorted by name; else raise ValueError naming one.
+def check_arrays(value: object) -> dict[str, np.ndarray | Named]:
+    """Return NumPy arrays, with named axes or without, that come back from a file as they are; else raise ValueError.
 
     Arrays that need a pickle are refused, and so are subclasses (a masked array would lose its mask).
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"arrays: got {type(value).__name__}; allowed: a dict of numpy arrays")
-    for key, array in value.items():
+    for key, given in value.items():
+        array = given.values if isinstance(given, Named) else given
         # A zip archive cuts a name at NUL.
         if not isinstance(key, str) or "\0" in key or type(array) is not np.ndarray or array.dtype.hasobject:
-            given = f"{array.dtype} array" if type(array) is np.ndarray else type(array).__name__
+            kind = f"{array.dtype} array" if type(array) is np.ndarray else type(array).__name__
             raise ValueError(
-                f"arrays: got {given} for {key!r}; allowed: text names without NUL, and plain numpy arrays of numbers "
+                f"arrays: got {kind} for {key!r}; allowed: text names without NUL, and plain numpy arrays of numbers "
                 "or text"
             )
+        if isinstance(given, Named):
+            plain("axes", given.axes)
     return {key: value[key] for key in sorted(value)}
 
 
@@ -71,16 +76,19 @@ def beside(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def _temporary(path: Path) -> Path:
-    # One name for each file, so that the next writing replaces what a killed one left.
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _put(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+@contextmanager
+def _locked(folder: Path, exclusive: bool) -> Iterator[bool]:
+    """Hold the folder's lock, which the system frees when a process ends; False where the system has none."""
+    handle, held = os.open(folder, os.O_RDONLY) if fcntl else -1, False
+    try:
+        with suppress(OSError):
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+                held = True
+        yield held
+    finally:
+        if fcntl:
+            os.close(handle)
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -98,38 +106,54 @@ def _digest(document: Mapping[str, Any]) -> str:
     return sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
-def write(stem: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write `stem`.json, which records the checksums of both, and `stem`.npz; a kill leaves the old pair or the new."""
-    packed = _packed(arrays)
-    listing = {name: {"dtype": str(arrays[name].dtype), "shape": list(arrays[name].shape)} for name in sorted(arrays)}
+def write(stem: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray | Named]) -> None:
+    """Write `stem`.json, which records the checksums of both, and `stem`.npz; a kill leaves the old pair or the new.
+
+    Of several writers at once, the last leaves its pair. The names of an array's axes go into the JSON.
+    """
+    plain = {name: array.values if isinstance(array, Named) else array for name, array in sorted(arrays.items())}
+    packed = _packed(plain)
+    entries = {}
+    for name, array in plain.items():
+        entries[name] = {"dtype": str(array.dtype), "shape": list(array.shape)}
+        if isinstance(given := arrays[name], Named):
+            entries[name]["axes"] = [[axis, labels] for axis, labels in given.axes.items()]
     whole = {
         **document,
-        "arrays": {"file": beside(stem, ".npz").name, "sha256": sha256(packed), "entries": listing},
+        "arrays": {"file": beside(stem, ".npz").name, "sha256": sha256(packed), "entries": entries},
     }
     whole["sha256"] = _digest(whole)
     text = (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
-    paths = [beside(stem, ".npz"), beside(stem, ".json")]
     stem.parent.mkdir(parents=True, exist_ok=True)
-    _finish(stem)
-    try:
-        for path, content in zip(paths, (packed, text), strict=True):
-            _put(_temporary(path), content)
-    except BaseException:
-        for path in paths:
-            _temporary(path).unlink(missing_ok=True)
-        raise
-    # The JSON comes last: whoever stops between the two leaves it whole under its temporary name, where `read` looks.
-    for path in paths:
-        os.replace(_temporary(path), path)
+    with _locked(stem.parent, exclusive=True) as held:
+        if held:
+            _finish(stem)
+        # The JSON is written first and named last: whoever stops in between leaves it whole, where `read` looks.
+        with atomic(beside(stem, ".json")) as json_part:
+            with json_part.open("r+b") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            with atomic(beside(stem, ".npz")) as npz_part:
+                npz_part.write_bytes(packed)
+
+
+def _unnamed(stem: Path, suffix: str) -> list[Path]:
+    """Files of `atomic` that a kill, or a writer at work, has left without their name."""
+    return list(stem.parent.glob(f".{glob.escape(stem.name + suffix)}.*.part"))
 
 
 def _finish(stem: Path) -> None:
-    """Give the JSON its name where a kill came before that, lest the next writing overwrite the only one that fits."""
-    late = _temporary(beside(stem, ".json"))
-    if late.exists():
+    """Name the JSON where a kill came before that, lest the next writing lose the only one that fits; sweep the rest.
+
+    The caller holds the lock, so that nobody is at work on these files.
+    """
+    for late in _unnamed(stem, ".json"):
         with suppress(DamagedFile):
             _read_pair(late, beside(stem, ".npz"), {})
             os.replace(late, beside(stem, ".json"))
+    for part in (*_unnamed(stem, ".json"), *_unnamed(stem, ".npz")):
+        part.unlink(missing_ok=True)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -158,23 +182,32 @@ def _read_document(path: Path, fields: Fields) -> dict[str, Any]:
     return document
 
 
-def read(stem: Path, fields: Fields) -> Pair:
+def read(stem: Path, fields: Fields) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return document and arrays of `stem`; raise DamagedFile where either file is not what was written.
 
-    `fields` are those that the document must have, with their types.
+    `fields` are those that the document must have, with their types. :func:`axes` reads the names of the axes.
     """
     text, arrays = beside(stem, ".json"), beside(stem, ".npz")
     try:
         return _read_pair(text, arrays, fields)
     except DamagedFile as error:
-        try:
-            # What a kill between the two renamings of `write` left.
-            return _read_pair(_temporary(text), arrays, fields)
-        except DamagedFile:
-            raise error from None
+        if not stem.parent.is_dir():
+            raise
+        # A writer between the two renamings holds the lock until both are done; a killed one left the JSON unnamed.
+        with _locked(stem.parent, exclusive=False):
+            for each in (text, *_unnamed(stem, ".json")):
+                with suppress(DamagedFile):
+                    return _read_pair(each, arrays, fields)
+        raise error
 
 
-def _read_pair(text: Path, path: Path, fields: Fields) -> Pair:
+def axes(document: Mapping[str, Any]) -> dict[str, Axes]:
+    """Names and labels of the axes of those arrays of a document that :func:`read` returned that have them."""
+    entries = document["arrays"]["entries"]
+    return {name: dict(entry["axes"]) for name, entry in entries.items() if "axes" in entry}
+
+
+def _read_pair(text: Path, path: Path, fields: Fields) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     document = _read_document(text, fields)
     try:
         packed = path.read_bytes()
@@ -182,8 +215,14 @@ def _read_pair(text: Path, path: Path, fields: Fields) -> Pair:
         raise DamagedFile(f"{path}: not a readable file ({type(error).__name__})") from None
     if sha256(packed) != document["arrays"].get("sha256"):
         raise DamagedFile(f"{path}: its checksum is not the one that {text.name} records")
+    found = {}
     try:
-        with np.load(io.BytesIO(packed), allow_pickle=False) as archive:
-            return document, {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            for name in archive.namelist():
+                content = io.BytesIO(archive.read(name))
+                found[name.removesuffix(".npy")] = np.lib.format.read_array(content, allow_pickle=False)
+        for name, labels in axes(document).items():
+            check(found[name], labels)
+    except Exception as error:  # whatever a file may hold that no `write` has written
         raise DamagedFile(f"{path}: not an archive of plain arrays ({type(error).__name__})") from None
+    return document, found

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from companion import _support
+from companion import _reads, _support
 from companion.priors.base import Prior
 
 
@@ -98,7 +98,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Any:
     """
     from companion import priors
 
-    path = locate(name)
+    path = _reads.note(locate(name))
     tensors, about = read_tensors(path)
     try:
         kind, config = about["model"], about["config"]

@@ -1,36 +1,46 @@
 """Latent against image space on photographs: the same flow, problems and number of evaluations for both."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from companion import data, energy, evaluate, measure, priors, recover
+from companion import energy, evaluate, measure, recover
+from companion.experiments import shared
+from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of the comparison.
 
-    Attributes:
-        prior, data, size: checkpoint, data set and side of its images.
-        images: held-out images.
-        budget: evaluations for one image, the same in every space.
-        measurements: numbers of measurements m, with √E‖δ‖² = 0.1.
-        image_gammas: weights of −log p(x) for compressed sensing; in latent space γ = 0.
-        noisy_m, noise_norms, norm_gammas: m, √E‖δ‖² and weights of ‖z‖ for compressed sensing under noise.
-        stds: noise of the denoising problems, each solved from z = 0 and from the noisy image.
-        denoising_latent, denoising_image: weights of ‖z‖ and of −log p(x) for them.
+    Attributes
+    ----------
+    prior, data, size
+        Checkpoint, data set and side of its images.
+    images
+        Held-out images.
+    budget
+        Evaluations for one image, the same in every space.
+    measurements
+        Numbers of measurements m, with √E‖δ‖² = 0.1.
+    image_gammas
+        Weights of −log p(x) for compressed sensing; in latent space γ = 0.
+    noisy_m, noise_norms, norm_gammas
+        m, √E‖δ‖² and weights of ‖z‖ for compressed sensing under noise.
+    stds
+        Noise of the denoising problems, each solved from z = 0 and from the noisy image.
+    denoising_latent, denoising_image
+        Weights of ‖z‖ and of −log p(x) for them.
     """
 
-    prior: str
-    data: str
-    size: int
+    prior: str = "glow-photos32"
+    data: str = "photos"
+    size: int = 32
     images: int
     budget: int
     measurements: tuple[int, ...]
@@ -43,146 +53,150 @@ class Settings:
     denoising_image: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Search:
+    """One search for all images: the problem ("m", "noise norm" or "std", and its value), where, γ, and from where."""
+
+    kind: str
+    value: float
+    space: str
+    gamma: float
+    start: str = "zero"
+
+    @property
+    def problem(self) -> str:
+        """The problem in words, "m=307"."""
+        return f"{self.kind}={self.value:g}"
+
+    def __str__(self) -> str:
+        """The label of the search in the arrays."""
+        return f"{self.problem} {self.space} {self.gamma:g} from {self.start}"
+
+
 @experiment(
     "asim.image-space",
     paper="Asim et al. 2020",
     shows="Fig. 58-61",
     profiles={
         "quick": Settings(
-            "glow-photos32", "photos", 32, 2, 20, (614,), (1e-3,), 614, (0.1,), (0.0,), (0.1,), (1.0,), (1e-2,)
+            images=2,
+            budget=20,
+            measurements=(614,),
+            image_gammas=(1e-3,),
+            noisy_m=614,
+            noise_norms=(0.1,),
+            norm_gammas=(0.0,),
+            stds=(0.1,),
+            denoising_latent=(1.0,),
+            denoising_image=(1e-2,),
         ),
         "laptop": Settings(
-            "glow-photos32",
-            "photos",
-            32,
-            6,
-            100,
-            (307, 1229),
-            (1e-5, 1e-4, 1e-3, 1e-2),
-            1229,
-            (1.0,),
-            (0.0, 0.1, 1.0),
-            (0.05, 0.1),
-            (0.1, 0.3, 1.0),
-            (0.005, 0.02),
+            images=6,
+            budget=100,
+            measurements=(307, 1229),
+            image_gammas=(1e-5, 1e-4, 1e-3, 1e-2),
+            noisy_m=1229,
+            noise_norms=(1.0,),
+            norm_gammas=(0.0, 0.1, 1.0),
+            stds=(0.05, 0.1),
+            denoising_latent=(0.1, 0.3, 1.0),
+            denoising_image=(0.005, 0.02),
         ),
         "paper": Settings(
-            "glow-flowers64",
-            "flowers",
-            64,
-            12,
-            600,
-            (500, 1000, 2500, 5000),
-            (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
-            5000,
-            (0.1, 1.0),
-            (0.0, 0.01, 0.1, 1.0),
-            (0.05, 0.1),
-            (0.0, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
-            (0.001, 0.005, 0.02, 0.05, 0.1),
+            prior="glow-flowers64",
+            data="flowers",
+            size=64,
+            images=12,
+            budget=600,
+            measurements=(500, 1000, 2500, 5000),
+            image_gammas=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+            noisy_m=5000,
+            noise_norms=(0.1, 1.0),
+            norm_gammas=(0.0, 0.01, 0.1, 1.0),
+            stds=(0.05, 0.1),
+            denoising_latent=(0.0, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+            denoising_image=(0.001, 0.005, 0.02, 0.05, 0.1),
         ),
     },
 )
-def image_space(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def image_space(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """Recovers held-out photographs by search over latents, over pixels, or over both in turn, at equal evaluations."""
-    prior = priors.load(settings.prior, context.device)
-    truth = data.load(settings.data, split="test", size=settings.size)[: settings.images].to(context.device)
-    shape = tuple(truth.shape[1:])
-    problems: dict[str, measure.Problem] = {}
-    runs: list[tuple[str, str, float, str]] = []
+    searches = _searches(settings)
+    outcomes = context.map(_solve, searches, "searches")
+    truth = shared.images(context, settings.data, "test", settings.images, settings.size)
+    listed = [
+        {"problem": search.problem, "space": search.space, "gamma": search.gamma, "start": search.start}
+        | outcome.metrics
+        for search, outcome in zip(searches, outcomes, strict=True)
+    ]
+    observed = [evaluate.psnr(shared.denoising(context, truth, std)[1], truth).numpy() for std in settings.stds]
+    arrays: dict[str, Named] = gather(outcomes, search=map(str, searches))
+    arrays["observed psnr"] = named(np.stack(observed), std=settings.stds, image=len(truth))
+    arrays["truth"] = shared.pictures(truth)
+    return {"runs": listed, "n": truth[0].numel()}, arrays
+
+
+def _searches(settings: Settings) -> list[Search]:
+    found = []
     for m in settings.measurements:
-        name = f"m={m}"
-        problems[name] = _compressed(shape, m, 0.1, context.seed)
-        runs.append((name, "latent", 0.0, "zero"))
-        runs += [(name, space, gamma, "zero") for space in ("image", "both") for gamma in settings.image_gammas]
+        found.append(Search("m", m, "latent", 0.0))
+        found += [Search("m", m, space, gamma) for space in ("image", "both") for gamma in settings.image_gammas]
     for norm in settings.noise_norms:
-        name = f"noise norm={norm:g}"
-        problems[name] = _compressed(shape, settings.noisy_m, norm, context.seed)
-        runs += [(name, "latent", gamma, "zero") for gamma in settings.norm_gammas]
+        found += [Search("noise norm", norm, "latent", gamma) for gamma in settings.norm_gammas]
     for std in settings.stds:
-        name = f"std={std:g}"
-        problems[name] = measure.Problem(measure.Identity(shape), measure.GaussianNoise(std))
         for start in ("zero", "noisy image"):
-            runs += [(name, "latent", gamma, start) for gamma in settings.denoising_latent]
-            runs += [(name, "image", gamma, start) for gamma in settings.denoising_image]
-    listed, psnr, paths, recovered = [], [], [], []
-    for name, space, gamma, start in context.progress(runs, "searches"):
-        solve = partial(_solve, settings, context, prior, problems[name], truth, space, gamma, start)
-        outcome = context.part(f"{name} {space} {gamma:g} from {start}", solve)
-        listed.append({"problem": name, "space": space, "gamma": gamma, "start": start} | outcome.metrics)
-        psnr.append(outcome.arrays["psnr"])
-        path = outcome.arrays["path"]  # shorter where all images stopped early: then the last value stays
-        paths.append(np.pad(path, ((0, settings.budget - len(path)), (0, 0)), "edge"))
-        recovered.append(outcome.arrays["x"])
-    observed = {
-        f"observed psnr/{name}": evaluate.psnr(problem.observe(truth, context.seed + 1), truth).numpy()
-        for name, problem in problems.items()
-        if isinstance(problem.operator, measure.Identity)
-    }
-    return {"runs": listed, "n": truth[0].numel()}, {
-        "psnr": np.stack(psnr),  # [runs, images]
-        "path": np.stack(paths),  # PSNR after 1, 2, … evaluations: [runs, budget, images]
-        "recovered": np.stack(recovered),  # [runs, 3 images, C, H, W]
-        "truth": _bytes(truth),
-    } | observed
+            found += [Search("std", std, "latent", gamma, start) for gamma in settings.denoising_latent]
+            found += [Search("std", std, "image", gamma, start) for gamma in settings.denoising_image]
+    return found
 
 
-def _compressed(shape: tuple[int, ...], m: int, norm: float, seed: int) -> measure.Problem:
-    return measure.Problem(measure.Gaussian(shape, m, seed), measure.GaussianNoise.of_norm(norm, m))
-
-
-def _solve(
-    settings: Settings,
-    context: Context,
-    prior: priors.Flow,
-    problem: measure.Problem,
-    truth: Tensor,
-    space: str,
-    gamma: float,
-    start: str,
-) -> tuple[dict, dict]:
+def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict[str, Any], dict[str, Named]]:
     """One search for all images, from z = 0 and its image G(0), or from the noisy image and its latent.
 
     In space "both", the first half of the budget goes to latents with γ = 0, the other to the image that they lead to.
     """
-    y = problem.observe(truth, context.seed + 1)
-    x0 = y if start == "noisy image" else None
-    options: dict[str, Any] = {"watch": {"psnr": lambda x, z: evaluate.psnr(torch.nan_to_num(x), truth)}}
-    stages, budget = [], settings.budget
-    if space != "image":
-        spend = budget // 2 if space == "both" else budget
+    prior = shared.prior(part, settings.prior)
+    truth = shared.images(part, settings.data, "test", settings.images, settings.size)
+    if search.kind == "std":
+        problem, y = shared.denoising(part, truth, search.value)
+    elif search.kind == "m":
+        problem, y = shared.compressed(part, truth, int(search.value))
+    else:
+        problem, y = shared.compressed(part, truth, settings.noisy_m, norm=search.value)
+    stages, budget, watch = [], settings.budget, shared.watch_psnr(truth)
+    x0 = y if search.start == "noisy image" else None
+    if search.space != "image":
+        spend = budget // 2 if search.space == "both" else budget
         z0 = None if x0 is None else prior.encode(x0)
-        weight = gamma if space == "latent" else 0.0
-        stages.append(recover.flow_latent(prior, problem.operator, y, weight, z0=z0, max_evaluations=spend, **options))
+        gamma = search.gamma if search.space == "latent" else 0.0
+        stages.append(recover.flow_latent(prior, problem.operator, y, gamma, z0=z0, max_evaluations=spend, watch=watch))
         x0, budget = stages[0].x, budget - spend
-    if space != "latent":
-        stages.append(recover.flow_image(prior, problem.operator, y, gamma, x0=x0, max_evaluations=budget, **options))
-    found, evaluations = stages[-1], torch.stack([stage.evaluations for stage in stages]).sum(0)
-    context.count_evaluations(int(evaluations.sum()))
+    if search.space != "latent":
+        stages.append(
+            recover.flow_image(prior, problem.operator, y, search.gamma, x0=x0, max_evaluations=budget, watch=watch)
+        )
+    found = stages[-1]
+    evaluations = torch.stack([part.count(stage).evaluations for stage in stages]).sum(0)
+    spent = [int(stage.evaluations.max()) for stage in stages[:-1]]
+    ends = [*spent, settings.budget - sum(spent)]
+    path = torch.cat([stage.at("psnr", range(1, end + 1)) for stage, end in zip(stages, ends, strict=True)])
     psnr = evaluate.psnr(found.x, truth)
-    likelihood = energy.Energy(prior, energy.SquaredMisfit(problem.operator, y), energy.FlowLikelihood(1.0), space="x")
-    with torch.no_grad():
-        point = likelihood.at(found.x)
-        nats, misfit = -point.log_prob, likelihood.misfit(found.x)
     return {
         "mean psnr": round(float(psnr.mean()), 3),
         "converged": int(found.converged.sum()),
         "mean evaluations": round(float(evaluations.double().mean()), 1),
-        "mean misfit": float(misfit.mean()),
-        "mean negative log-likelihood": float(nats.mean()),
+        **_score(prior, problem, y, found),
     }, {
-        "psnr": psnr.numpy(),
-        "path": np.concatenate([_path(stage, int(stage.evaluations.max())) for stage in stages]),
-        "x": _bytes(found.x[:3]),
+        "psnr": named(psnr.numpy(), image=len(truth)),
+        "path": named(path.numpy(), evaluation=range(1, settings.budget + 1), image=len(truth)),
+        "recovered": shared.pictures(found.x[:3]),
     }
 
 
-def _path(found: recover.Result, budget: int) -> np.ndarray:
-    """PSNR of the iterate that each number of evaluations, from 1 to `budget`, had led to; [budget, images]."""
-    spent, scores = found.trace["evaluations"].numpy(), found.trace["psnr"].numpy()
-    last = [np.searchsorted(spent[:, k], np.arange(1, budget + 1), side="right") - 1 for k in range(spent.shape[1])]
-    return np.stack([scores[np.maximum(rows, 0), k] for k, rows in enumerate(last)], 1)
-
-
-def _bytes(x: Tensor) -> np.ndarray:
-    return (x.clamp(0, 1) * 255).round().byte().cpu().numpy()
+@torch.no_grad()
+def _score(prior: Any, problem: measure.Problem, y: torch.Tensor, found: recover.Result) -> dict[str, float]:
+    likelihood = energy.Energy(prior, energy.SquaredMisfit(problem.operator, y), energy.FlowLikelihood(1.0), space="x")
+    return {
+        "mean misfit": float(likelihood.misfit(found.x).mean()),
+        "mean negative log-likelihood": -float(likelihood.at(found.x).log_prob.mean()),
+    }

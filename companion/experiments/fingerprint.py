@@ -1,0 +1,136 @@
+"""What a result rests on: a hash of the code that can make it, and of the stored files that it read.
+
+The code is every module of the package that the experiment's module imports, directly or not, as syntax trees without
+docstrings: comments, layout and documentation do not count. What runs and stores experiments hands numbers on and makes
+none, so it does not count either.
+"""
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import CodeType
+
+from companion._support import sha256, store
+
+PACKAGE = Path(__file__).parents[1]
+SHARED = "companion.experiments.shared"
+
+
+def code(module: str) -> str:
+    """Hash of the code that the functions of `module` (imported already) can reach."""
+    found: dict[str, str] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found[name], imported = _examined(name)
+            todo += imported
+    return sha256("\n".join(f"{name} {found[name]}" for name in sorted(found)))
+
+
+def examine(source: str) -> tuple[str, frozenset[str]]:
+    """Hash of a module's syntax tree without docstrings, and the package's modules that it imports."""
+    tree = _Bare().visit(ast.parse(source))
+    # The tree of one text is written the same by every version of Python: ast.dump and ast.unparse change.
+    return sha256("".join(_written(tree))), frozenset(_imports(tree))
+
+
+def reads(paths: Iterable[Path]) -> dict[str, str]:
+    """Hash of each file of the store among `paths`, by its path in there; files elsewhere are the data sets' to pin."""
+    root = store().resolve()
+    inside = sorted(path.resolve() for path in paths if path.resolve().is_relative_to(root))
+    return {path.relative_to(root).as_posix(): _file_hash(path) for path in inside}
+
+
+def changed(read: Mapping[str, str]) -> list[str]:
+    """Those of the files in `read`, as :func:`reads` returned it, that are gone or hold something else now."""
+    return [name for name, digest in read.items() if _file_hash(store() / name) != digest]
+
+
+def _file_hash(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    state = path.stat()
+    return _content_hash(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _content_hash(path: Path, time: int, size: int) -> str:
+    return sha256(path)
+
+
+@cache
+def _examined(module: str) -> tuple[str, frozenset[str]]:
+    path = _path(module) or Path(getattr(sys.modules[module], "__file__", None) or "")
+    if path.is_file():
+        return examine(path.read_text(encoding="utf-8"))
+    # A notebook or standard input has no file; what Python runs stands for it.
+    functions = [each for each in vars(sys.modules[module]).values() if inspect.isfunction(each)]
+    own = [_instructions(each.__code__) for each in functions if each.__module__ == module]
+    return sha256("\n".join(own)), frozenset()
+
+
+def _path(module: str) -> Path | None:
+    """Source of a module of the package, None for what is none."""
+    first, *rest = module.split(".")
+    below = PACKAGE.joinpath(*rest)
+    candidates = [below.with_suffix(".py"), below / "__init__.py"] if rest and first == "companion" else []
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            # Python runs the packages on the way, too.
+            for chain in (".".join(parts[:length]) for length in range(2, len(parts) + 1)):
+                if _path(chain) and (chain == SHARED or not _is_framework(chain)):
+                    yield chain
+
+
+def _is_framework(module: str) -> bool:
+    return module.rpartition(".")[0] == "companion.experiments" or module == "companion.experiments"
+
+
+class _Bare(ast.NodeTransformer):
+    """Drops docstrings, and imports for type checkers alone."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+        return super().generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test).endswith("TYPE_CHECKING") else self.generic_visit(node)
+
+
+def _written(node: object) -> Iterator[str]:
+    if isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        for name, value in ast.iter_fields(node):
+            if value is not None and value != []:
+                yield f" {name}="
+                yield from _written(value)
+        yield ")"
+    elif isinstance(node, list):
+        for each in node:
+            yield from _written(each)
+    else:
+        yield repr(node)
+
+
+def _instructions(code: CodeType) -> str:
+    # repr() of an inner function holds an address, which no two processes share
+    constants = [_instructions(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
