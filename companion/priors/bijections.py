@@ -7,13 +7,14 @@ Neither draws random numbers nor changes any state.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion import _support
+from companion.priors.base import Kept
 from companion.priors.matrices import MIXES, Matrix
 
 Mapped = tuple[Tensor, Tensor]
@@ -29,10 +30,6 @@ class Bijection(nn.Module, ABC):
     @abstractmethod
     def decode(self, z: Tensor) -> Mapped:
         """Map towards the image: (x, log|det dx/dz| of shape [batch])."""
-
-    def decode_only(self, z: Tensor) -> Tensor:
-        """The image of :meth:`decode` alone; overridden where leaving the log-determinant out saves time."""
-        return self.decode(z)[0]
 
     def initialise(self, x: Tensor) -> Tensor:
         """Set data-dependent parameters from one batch `x`, and return the encoded batch; most maps have none."""
@@ -71,11 +68,6 @@ class Chain(Bijection):
             z, log_det = part.decode(z)
             total = total + log_det
         return z.clamp(-self.limit, self.limit), total
-
-    def decode_only(self, z: Tensor) -> Tensor:
-        for part in reversed(self.parts):
-            z = part.decode_only(z)
-        return z.clamp(-self.limit, self.limit)
 
     def initialise(self, x: Tensor) -> Tensor:
         for part in self.parts:
@@ -210,10 +202,6 @@ class Folded(NamedTuple):
     log_det: Tensor
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
 def tangents_possible() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: then any tensor may carry a derivative."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
@@ -226,21 +214,17 @@ class ChannelMix(Bijection):
     over the image in place of two.
     """
 
-    def __init__(self, channels: int, kind: str = "rotation", seed: int = 0) -> None:
+    def __init__(self, channels: int, kind: str = "rotation", seed: int | torch.Generator = 0) -> None:
         super().__init__()
         self.norm = ActNorm(channels)
         self.mix: Matrix = MIXES[str(_support.one_of("conv1x1", kind, MIXES))](channels, seed)
-        self._kept: tuple[Tensor, Folded] | None = None
+        self._kept = Kept()
 
     def encode(self, x: Tensor) -> Mapped:
         return self.through("encode", x, self.folded())
 
     def decode(self, z: Tensor) -> Mapped:
         return self.through("decode", z, self.folded())
-
-    def decode_only(self, z: Tensor) -> Tensor:
-        folded = self.folded()
-        return F.conv2d(z, folded.inverse, folded.inverse_bias)
 
     @staticmethod
     def through(direction: str, value: Tensor, folded: "Folded") -> Mapped:
@@ -251,19 +235,12 @@ class ChannelMix(Bijection):
         return F.conv2d(value, folded.inverse, folded.inverse_bias), -log_det
 
     def folded(self) -> "Folded":
-        """The 1×1 convolutions of both directions; kept while no gradient of the parameters is wanted.
-
-        What is kept is compared with the parameters by value, so that no way of changing them leaves it stale.
-        """
+        """The 1×1 convolutions of both directions; kept while no gradient of the parameters is wanted."""
         tensors = [*self.parameters(), *self.buffers()]
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if wanted or tangents_possible():
             return self._fold()
-        with torch.inference_mode(False), torch.no_grad():
-            now = torch.cat([t.flatten() for t in tensors])
-            if self._kept is None or not _same(self._kept[0], now):
-                self._kept = now, self._fold()
-        return self._kept[1]
+        return self._kept(tensors, self._fold)
 
     def _fold(self) -> "Folded":
         scale, log_scale = self.norm.scale()
@@ -276,9 +253,6 @@ class ChannelMix(Bijection):
             -self.norm.bias,
             log_scale.sum() + log_det,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> Tensor:
@@ -398,9 +372,6 @@ class MultiScale(Bijection):
 
         x = self._join(z, through)
         return x, torch.stack(log_dets).sum(0)
-
-    def decode_only(self, z: Tensor) -> Tensor:
-        return self._join(z, lambda level, h: level.decode_only(h))
 
     def _join(self, z: Tensor, through: Callable[[Bijection, Tensor], Tensor]) -> Tensor:
         """The image, from the coarsest level to the finest; `through` takes a level's input to its image."""

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from companion import _support
-from companion.priors.base import Prior
+from companion.priors.base import MODELS, Prior
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
@@ -69,6 +69,10 @@ def _digest(tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> str:
 def save(prior: Prior, path: str | Path, card: dict[str, Any] | None = None) -> Path:
     """Write `prior` to a safetensors file, with its model card (data, licence, budget, scores) if there is one."""
     path = Path(path)
+    if MODELS.get(type(prior).__name__) is not type(prior):
+        raise ValueError(
+            f"prior: got a {type(prior).__name__}, which load does not know; allowed: {', '.join(sorted(MODELS))}"
+        )
     write_tensors(path, prior.state_dict(), {"model": type(prior).__name__, "config": prior.config, "card": card or {}})
     return path
 
@@ -96,14 +100,19 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Any:
 
     Raises ValueError for an unknown name and for a corrupt file. Its model card is ``prior.card``.
     """
-    from companion import priors
-
     path = locate(name)
     tensors, about = read_tensors(path)
+    prior = build(path, about, tensors)
+    prior.card = about.get("card", {})
+    return prior.eval().requires_grad_(False).to(device)
+
+
+def build(path: Path, about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
+    """The prior that the facts in `about` describe, with the weights in `tensors`; ValueError where they do not fit."""
     try:
         kind, config = about["model"], about["config"]
-        _support.one_of("model", kind, priors.MODELS)
-        prior: Prior = priors.MODELS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        _support.one_of("model", kind, MODELS)
+        prior: Prior = MODELS[kind](**{name: _argument(value) for name, value in config.items()})
         dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
         if len(dtypes) == 1:
             prior.to(dtypes.pop())
@@ -113,5 +122,11 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Any:
             f"checkpoint: got {path.name}, whose content does not fit the model that it names ({one_line(error)}); "
             "allowed: a checkpoint that priors.save wrote"
         ) from None
-    prior.card = about.get("card", {})
-    return prior.eval().requires_grad_(False).to(device)
+    return prior
+
+
+def _argument(value: Any) -> Any:
+    """An argument as it was before it became JSON; a tensor's values come with the weights."""
+    if isinstance(value, dict):
+        return torch.zeros(value["tensor"])
+    return tuple(value) if isinstance(value, list) else value

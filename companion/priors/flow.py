@@ -39,7 +39,7 @@ class Check:
         return torch.where(self.shrink > 0, self.stretch / self.shrink, torch.inf)
 
 
-class Flow(Prior):
+class Flow(Prior, stored=False):
     """A density on images: x = G(z) with z ~ N(0, I) and G invertible.
 
     Parameters
@@ -85,8 +85,7 @@ class Flow(Prior):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images x = G(z), [batch, *shape], of latents z, [batch, n]; not clipped to [0, 1]."""
-        h = self.bijection.decode_only(self._check_latent(z))
-        return self.pixels.decode_only(h) if self.pixels else h
+        return self.decode_with_log_det(z)[0]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, [batch]: log N(G⁻¹(x); 0, I) + log|det dG⁻¹/dx| (Asim et al. 2020, sec. 2).
@@ -154,7 +153,7 @@ class Flow(Prior):
 
 def _largest_singular_value(function: Callable[[Tensor], Tensor], at: Tensor, iterations: int) -> Tensor:
     """Power iteration on JᵀJ of `function` at each row of `at`; [batch]."""
-    direction = _support.normal(tuple(at.shape), 0, at)
+    direction = _support.normal(tuple(at.shape), 0, at, "direction")
     value = at.new_zeros(at.shape[0])
     for _ in range(iterations):
         norm = direction.flatten(1).norm(dim=1).clamp_min(torch.finfo(at.dtype).tiny)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from companion.priors import fused
 from companion.priors.bijections import (
     Bijection,
     Chain,
@@ -19,7 +18,6 @@ from companion.priors.bijections import (
     tangents_possible,
 )
 from companion.priors.flow import Flow
-from companion.priors.fused import FusedCoupling
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
@@ -73,9 +71,6 @@ class ReversibleChain(Chain):
 
     def decode(self, z: Tensor) -> Mapped:
         return self._through(z, "decode")
-
-    def decode_only(self, z: Tensor) -> Tensor:
-        return self.decode(z)[0]
 
     def run(self, value: Tensor, direction: str) -> Mapped:
         """All parts in order, without the final saturation."""
@@ -162,10 +157,7 @@ def _back(
 ) -> tuple[Tensor, Tensor]:
     """Input of one part and the gradient there, from its output; its parameters' gradients go into `grads`."""
     learned = [p for p in part.parameters() if p in grads]
-    if isinstance(part, FusedCoupling) and part.fusible(out):
-        step = _back_fused
-    else:
-        step = _back_coupling if isinstance(part, Coupling) else _back_any
+    step = _back_coupling if isinstance(part, Coupling) else _back_any
     value, grad, rest = step(part, direction, out, grad, grad_log_det, learned)
     for parameter, more in zip(learned, rest, strict=True):
         before = grads[parameter]
@@ -219,24 +211,6 @@ def _back_coupling(
     return torch.cat([fixed, before.detach()], 1), torch.cat([grad_fixed + through, grad_before], 1), rest
 
 
-def _back_fused(
-    part: FusedCoupling, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
-) -> Back:
-    """The same without a graph: the derivative is written out."""
-    weights = part.weights()
-    fixed, moved = split_channels(out)
-    conditioned = fused.condition(fixed, weights)
-    value = torch.empty_like(out)
-    value_fixed, value_moved = split_channels(value)
-    value_fixed.copy_(fixed)
-    fused.move("decode" if direction == "encode" else "encode", moved, conditioned, value_moved)
-    image = value_moved if direction == "encode" else moved
-    needed = [any(w is p for p in learned) for w in weights]
-    grad, grads = fused.backward(direction, image, conditioned, grad, grad_log_det, weights, needed)
-    found = {id(w): g for w, g in zip(weights, grads, strict=True)}
-    return value, grad, [found[id(p)] for p in learned]
-
-
 def _gradients(
     ends: Sequence[Tensor], grads: Sequence[Tensor], inputs: list[Tensor], create_graph: bool = False
 ) -> tuple[Tensor, ...]:
@@ -244,6 +218,3 @@ def _gradients(
     pairs = [(end, grad) for end, grad in zip(ends, grads, strict=True) if end.requires_grad]
     outputs, weights = [end for end, _ in pairs], [grad for _, grad in pairs]
     return torch.autograd.grad(outputs, inputs, weights, create_graph=create_graph, allow_unused=True)
-
-
-__all__ = ["ReversibleChain", "memory_saving"]

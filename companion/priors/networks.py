@@ -7,13 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from companion import _support
+
+Seed = int | torch.Generator
+
 
 class ConvConditioner(nn.Sequential):
     """Glow's three convolutions, 3×3 → 1×1 → 3×3 with ReLU; the last starts at zero: a new coupling is the identity."""
 
     layers: ClassVar = [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]
 
-    def __init__(self, inputs: int, outputs: int, width: int, seed: int) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, seed: Seed) -> None:
         layers = [
             nn.Conv2d(inputs, width, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -38,7 +42,7 @@ class ResidualConditioner(nn.Module):
 
     limit = 1e6
 
-    def __init__(self, inputs: int, outputs: int, width: int, blocks: int, seed: int) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, blocks: int, seed: Seed) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -72,7 +76,7 @@ def norm_scale(layer: nn.Module) -> nn.Parameter:
 class DenseConditioner(nn.Sequential):
     """Two hidden layers of `width` SiLU units for vectors; smooth, and zero at first."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, seed: int) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, seed: Seed) -> None:
         layers = [
             nn.Linear(inputs, width),
             nn.SiLU(),
@@ -85,9 +89,9 @@ class DenseConditioner(nn.Sequential):
         zero_last(layers[-1])
 
 
-def he_initialise(network: nn.Module, seed: int) -> None:
+def he_initialise(network: nn.Module, seed: Seed) -> None:
     """Draw the weights of every convolution and linear layer from N(0, 2 / fan-in); biases start at 0."""
-    draw = torch.Generator().manual_seed(seed)
+    draw = _support.generator(seed, "weights")
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=draw)
@@ -104,14 +108,3 @@ def zero_last(layer: nn.Module) -> None:
 def count_parameters(module: nn.Module) -> int:
     """Number of learned values."""
     return sum(p.numel() for p in module.parameters())
-
-
-__all__ = [
-    "ConvConditioner",
-    "DenseConditioner",
-    "ResidualConditioner",
-    "count_parameters",
-    "he_initialise",
-    "norm_scale",
-    "zero_last",
-]

@@ -57,11 +57,8 @@ class PixelMap(Bijection):
         log_det = z.new_full((z.shape[0],), -numel * math.log((self.levels - 1) / self.levels))
         if self.kind == "logit":
             log_det = log_det - (F.softplus(z) + F.softplus(-z)).flatten(1).sum(1) - numel * math.log(self.contraction)
-        return self.decode_only(z), log_det
-
-    def decode_only(self, z: Tensor) -> Tensor:
         t = z + 0.5 if self.kind == "uniform" else 0.5 + (torch.sigmoid(z) - 0.5) / self.contraction
-        return (self.levels * t - 0.5) / (self.levels - 1)
+        return (self.levels * t - 0.5) / (self.levels - 1), log_det
 
     @property
     def domain(self) -> tuple[float, float] | None:
@@ -79,7 +76,7 @@ class PixelMap(Bijection):
         x, [batch, ...] in [0, 1], becomes (k + u − ½) / (L − 1) with u ~ U[0, 1): half a cell beyond [0, 1] at most.
         """
         k = torch.floor(torch.round(x * 255) / 2 ** (8 - self.bits))
-        u = torch.rand(x.shape, generator=_support.generator(seed), dtype=x.dtype).to(x.device)
+        u = torch.rand(x.shape, generator=_support.generator(seed, "dequantisation"), dtype=x.dtype).to(x.device)
         return (k + u - 0.5) / (self.levels - 1)
 
     def bits_per_dim(self, log_density: Tensor, numel: int) -> Tensor:
