@@ -1,7 +1,5 @@
 """Conditioners: the networks inside couplings. They need no inverse, so they may be any network."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,17 +10,26 @@ from companion import _support
 Seed = int | torch.Generator
 
 
+class PixelLayer(nn.Conv2d):
+    """A 1×1 convolution with ReLU, as a product of matrices (see :func:`companion.priors.bijections.per_pixel`)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.linear(x.movedim(1, -1), self.weight[:, :, 0, 0], self.bias)
+        return F.relu(h, inplace=True).movedim(-1, 1)  # before the view: in place on a view costs copies
+
+
 class ConvConditioner(nn.Sequential):
     """Glow's three convolutions, 3×3 → 1×1 → 3×3 with ReLU; the last starts at zero: a new coupling is the identity."""
-
-    layers: ClassVar = [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]
 
     def __init__(self, inputs: int, outputs: int, width: int, seed: Seed) -> None:
         layers = [
             nn.Conv2d(inputs, width, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 1),
-            nn.ReLU(inplace=True),
+            PixelLayer(width, width),
+            nn.Identity(),  # keeps the number of the last layer, by which checkpoints know it
             nn.Conv2d(width, outputs, 3, padding=1),
         ]
         super().__init__(*layers)
