@@ -1,4 +1,4 @@
-"""What every module needs: checks of arguments with one-line errors, seeded randomness, and the place of stored files.
+"""What every module needs: checks of arguments with one-line errors, named random streams, files written whole.
 
 Every check returns its (possibly converted) argument, so that it can stand where the value is used.
 """
@@ -6,11 +6,16 @@ Every check returns its (possibly converted) argument, so that it can stand wher
 import ctypes
 import hashlib
 import json
+import math
 import os
+import secrets
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,20 +36,30 @@ def one_of(name: str, value: object, allowed: Iterable[object]) -> object:
     return value
 
 
-def positive(name: str, value: float, *, zero: bool = False) -> float:
-    """Return a finite number > 0 (>= 0 with `zero`); else raise ValueError."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    finite = number and value == value and abs(value) != float("inf")
-    if not finite or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name}: got {value!r}; allowed: a finite number {'>= 0' if zero else '> 0'}")
-    return value
+def number(name: str, value: object, *, allowed: str = "a finite number") -> float:
+    """Return a finite number as Python's own, also if it is NumPy's or a tensor without axes; else raise ValueError."""
+    plain = value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
+    if isinstance(plain, bool) or not isinstance(plain, Real) or not math.isfinite(plain):
+        raise ValueError(f"{name}: got {value!r}; allowed: {allowed}")
+    return int(plain) if isinstance(plain, Integral) else float(plain)
 
 
-def count(name: str, value: int, *, least: int = 1) -> int:
-    """Return an integer >= `least`; else raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: got {value!r}; allowed: a whole number >= {least}")
-    return value
+def positive(name: str, value: object, *, zero: bool = False) -> float:
+    """Return a finite number > 0 (>= 0 with `zero`) as Python's own; else raise ValueError."""
+    allowed = f"a finite number {'>= 0' if zero else '> 0'}"
+    plain = number(name, value, allowed=allowed)
+    if plain < 0 or (plain == 0 and not zero):
+        raise ValueError(f"{name}: got {value!r}; allowed: {allowed}")
+    return plain
+
+
+def count(name: str, value: object, *, least: int = 1) -> int:
+    """Return a whole number >= `least` as Python's int; else raise ValueError."""
+    allowed = f"a whole number >= {least}"
+    plain = number(name, value, allowed=allowed)
+    if not isinstance(plain, int) or plain < least:
+        raise ValueError(f"{name}: got {value!r}; allowed: {allowed}")
+    return plain
 
 
 def finite(name: str, value: Tensor) -> Tensor:
@@ -76,7 +91,7 @@ def images(name: str, value: Tensor, shape: Sequence[int] | None = None) -> Tens
     finite(name, value)
     low, high = float(value.min()), float(value.max())
     if low < 0 or high > 1:
-        raise ValueError(f"{name}: got pixels from {low:.4g} to {high:.4g}; allowed: pixels in [0, 1]")
+        raise ValueError(f"{name}: got pixels from {low:.17g} to {high:.17g}; allowed: pixels in [0, 1]")
     return value
 
 
@@ -88,6 +103,46 @@ def writable(name: str, folder: Path) -> None:
     except OSError as error:
         given = f"{folder} ({type(error).__name__})"
         raise ValueError(f"{name}: got {given}; allowed: a folder that can be written") from None
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Path of a new, empty file for the block to write; it takes the place of `path` when the block ends well.
+
+    So a reader sees the old file or the whole new one, whoever else writes it. The file has a name of its own in the
+    same folder, and an ordinary file's mode; it is on the disk before it gets its name, and removed where the block
+    raises. A link at `path` is replaced, not followed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(handle).st_mode & 0o777  # what the umask leaves: a writer that makes the file anew may forget it
+    os.close(handle)
+    try:
+        yield part
+        part.chmod(mode)
+        with part.open("r+b") as written:  # Windows syncs no file that is open for reading only
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sha256(*parts: str | bytes | memoryview | np.ndarray | Tensor | Path) -> str:
+    """Hexadecimal SHA-256 of texts, bytes, the numbers of arrays and tensors, and the content of files, in a row."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        elif isinstance(part, Tensor):
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(part, np.ndarray):
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
 
 
 def generator(seed: "int | torch.Generator", *stream: str | int) -> torch.Generator:
@@ -103,8 +158,7 @@ def generator(seed: "int | torch.Generator", *stream: str | int) -> torch.Genera
             raise ValueError(f"seed: got a generator on {seed.device}; allowed: a CPU generator or a whole number")
         return seed
     seed = count("seed", seed, least=0)
-    named = hashlib.sha256(json.dumps([seed, *stream]).encode()).digest()[:8]
-    return torch.Generator(device="cpu").manual_seed(int.from_bytes(named, "big"))
+    return torch.Generator(device="cpu").manual_seed(int(sha256(json.dumps([seed, *stream], default=int))[:16], 16))
 
 
 def normal(shape: Sequence[int], seed: "int | torch.Generator", like: Tensor, *stream: str | int) -> Tensor:

@@ -1,6 +1,10 @@
 """Checks of arguments: what is allowed passes unchanged, all else is refused in one line that names it."""
 
+import hashlib
 import math
+import multiprocessing
+import os
+import stat
 
 import numpy as np
 import pytest
@@ -29,11 +33,28 @@ def test_one_of():
 
 @pytest.mark.parametrize("value", [1, 0.5, 1e-300, 10**9])
 def test_positive_passes_numbers_above_zero(value):
-    assert _support.positive("size", value) is value
+    assert _support.positive("size", value) == value and type(_support.positive("size", value)) is type(value)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, torch.tensor])
+def test_whole_numbers_of_numpy_and_torch_become_pythons(kind):
+    for check in (_support.count, _support.positive):
+        assert check("size", kind(100)) == 100 and type(check("size", kind(100))) is int
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.longdouble, np.array, torch.tensor])
+def test_fractions_of_numpy_and_torch_become_pythons(kind):
+    assert _support.positive("size", kind(0.5)) == 0.5 and type(_support.positive("size", kind(0.5))) is float
+    refused(lambda: _support.count("size", kind(0.5)), "a whole number >= 1")
+    refused(lambda: _support.positive("size", kind(math.nan)), "size: got", "a finite number > 0")
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, 0.0, -1e-9, math.nan, math.inf, -math.inf, True, "1", None, [1], 1j, torch.tensor([1.0, 2.0])]
+    "value",
+    [
+        *(0, -1, 0.0, -1e-9, math.nan, math.inf, -math.inf, True, np.True_, torch.tensor(True), "1", None, [1], 1j),
+        *(np.complex64(1), torch.tensor(1j), torch.tensor([1.0, 2.0]), np.ones(1)),
+    ],
 )
 def test_positive_refuses_the_rest(value):
     refused(lambda: _support.positive("size", value), "size: got", "a finite number > 0")
@@ -101,31 +122,112 @@ def test_images():
     refused(lambda: _support.images("x", x - 1), "pixels in [0, 1]")
     refused(lambda: _support.images("x", (255 * x).to(torch.uint8)), "torch.uint8 tensor")
     refused(lambda: _support.images("x", x * math.nan), "120 NaN")
-    refused(lambda: _support.images("x", torch.full((1, 1, 1, 1), 1 + 1e-6)), "allowed: pixels in [0, 1]")
+    refused(lambda: _support.images("x", torch.full((1, 1, 1, 1), 1 + 1e-7)), "to 1.0000001", "pixels in [0, 1]")
 
 
-def test_generators_come_from_seeds_or_pass_through():
-    assert torch.equal(torch.rand(3, generator=_support.generator(7)), torch.rand(3, generator=_support.generator(7)))
+def first(source):
+    return torch.randn(1000, generator=source, dtype=torch.float64)
+
+
+def test_named_streams_share_no_numbers_and_generators_pass_through():
+    names = [(), ("noise",), ("noise", 0), ("noise", 1), ("matrix",), ("noise0",)]
+    draws = torch.stack([first(_support.generator(seed, *name)) for seed in (0, 1, 2**70) for name in names])
+    assert (torch.corrcoef(draws) - torch.eye(len(draws), dtype=draws.dtype)).abs().max() < 5 / math.sqrt(1000)
+    assert torch.equal(first(_support.generator(2**70, "noise", 1)), draws[15])
+    assert torch.equal(first(_support.generator(np.int64(1), "noise", np.int64(1))), draws[9])
     given = torch.Generator()
-    assert _support.generator(given) is given
-    for wrong in (None, -1, 1.5, True, "0", np.int64(3).item() * 1.0, 2**64):
-        refused(lambda w=wrong: _support.generator(w), "seed: got", "a whole number >= 0 and < 2**64")
-    assert _support.generator(2**64 - 1).initial_seed() % 2**64 == 2**64 - 1
+    assert _support.generator(given, "noise") is given
+    for wrong in (None, -1, 1.5, True, "0", torch.ones(2)):
+        refused(lambda w=wrong: _support.generator(w), "seed: got", "a whole number >= 0")
 
 
-def test_normal_draws_depend_on_the_seed_alone_and_follow_the_dtype():
+def test_normal_draws_depend_on_the_stream_alone_and_follow_the_dtype():
     like = torch.zeros((), dtype=torch.float64)
     torch.manual_seed(0)
-    first = _support.normal((1000, 3), 4, like)
+    once = _support.normal((1000, 3), 4, like, "start")
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    assert torch.equal(first, _support.normal((1000, 3), 4, like)) and torch.equal(state, torch.get_rng_state())
-    assert first.dtype == torch.float64 and first.shape == (1000, 3)
-    assert abs(float(first.mean())) < 0.1 and abs(float(first.std()) - 1) < 0.1
-    draw = torch.Generator().manual_seed(4)
-    assert torch.equal(first, _support.normal((1000, 3), draw, like))
-    assert not torch.equal(first, _support.normal((1000, 3), draw, like))  # a generator moves on
+    assert torch.equal(once, _support.normal((1000, 3), 4, like, "start")) and torch.equal(state, torch.get_rng_state())
+    assert once.dtype == torch.float64 and once.shape == (1000, 3)
+    assert abs(float(once.mean())) < 0.1 and abs(float(once.std()) - 1) < 0.1
+    source = _support.generator(4, "start")
+    assert torch.equal(once, _support.normal((1000, 3), source, like))
+    assert not torch.equal(once, _support.normal((1000, 3), source, like))  # a generator moves on
     assert _support.normal((2,), 4, like.float()).dtype == torch.float32
+
+
+def test_a_file_is_replaced_whole_with_an_ordinary_mode_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    mask = os.umask(0o027)
+    try:
+        with _support.atomic(path) as part:
+            part.unlink()
+            part.write_bytes(b"one")
+            part.chmod(0o600)  # as safetensors' writer does
+            assert part.parent == path.parent and not path.exists()
+        assert path.read_bytes() == b"one" and stat.S_IMODE(path.stat().st_mode) == 0o640
+    finally:
+        os.umask(mask)
+    with pytest.raises(KeyboardInterrupt), _support.atomic(path) as part:
+        part.write_bytes(b"tw")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"one" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    path, calls = tmp_path / "file", []
+
+    def sync(handle):
+        os.write(handle, b"")  # as on Windows: only a handle for writing can be synced
+        calls.append((os.fstat(handle).st_size, path.exists()))
+
+    monkeypatch.setattr(_support.os, "fsync", sync)
+    with _support.atomic(path) as part:
+        part.write_bytes(b"12345")
+    assert calls == [(5, False)] and path.read_bytes() == b"12345"
+
+
+def test_links_are_replaced_not_followed(tmp_path, monkeypatch):
+    secret, path = tmp_path / "secret", tmp_path / "folder" / "file"
+    secret.write_bytes(b"mine")
+    path.parent.mkdir()
+    path.symlink_to(secret)
+    with _support.atomic(path) as part:
+        part.write_bytes(b"new")
+    assert secret.read_bytes() == b"mine" and not path.is_symlink() and path.read_bytes() == b"new"
+    monkeypatch.setattr(_support.secrets, "token_hex", lambda _: "guessed")
+    (path.parent / ".file.guessed.part").symlink_to(secret)
+    with pytest.raises(FileExistsError), _support.atomic(path):
+        pass
+    assert secret.read_bytes() == b"mine"
+
+
+def _write(path, content, times):
+    for _ in range(times):
+        with _support.atomic(path) as part:
+            part.write_bytes(content)
+
+
+def test_two_processes_that_write_one_file_leave_one_of_their_contents(tmp_path):
+    path, contents = tmp_path / "file", [letter * 200_000 for letter in (b"a", b"b")]
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(path, content, 50)) for content in contents]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            seen.add(path.read_bytes())
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert seen <= set(contents) and path.read_bytes() in contents and list(tmp_path.iterdir()) == [path]
+
+
+def test_digests_are_of_all_parts_in_a_row(tmp_path):
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    (tmp_path / "file").write_bytes(b"x" * (2**20 + 1))
+    expected = "aé".encode() + b"b" + array.T.tobytes() + array.tobytes() + b"\x01\x00" + b"x" * (2**20 + 1)
+    parts = ("aé", memoryview(b"b"), array.T, torch.from_numpy(array), torch.tensor([True, False]), tmp_path / "file")
+    assert _support.sha256(*parts) == hashlib.sha256(expected).hexdigest()
 
 
 def test_the_store_is_the_folder_of_the_checkout():
