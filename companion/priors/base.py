@@ -6,6 +6,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from companion import _support
 
 Value = TypeVar("Value")
+DTYPES = (torch.float32, torch.float64)  # in which priors compute
 MODELS: dict[str, type["Prior"]] = {}  # what checkpoints can hold, by name
 
 
@@ -70,15 +72,32 @@ class Prior(nn.Module, ABC):
         return self._check_dtype("z", _support.batch_of("z", z, (self.latent_dim,)))
 
     def _check_image(self, x: Tensor) -> Tensor:
-        return _support.finite("x", self._check_dtype("x", _support.batch_of("x", x, self.shape)))
+        x = self._check_dtype("x", _support.batch_of("x", x, self.shape))
+        return x if transforming() else _support.finite("x", x)
 
     def _check_dtype(self, name: str, value: Tensor) -> Tensor:
+        if self.like.dtype not in DTYPES:
+            raise ValueError(f"prior: got weights in {self.like.dtype}; allowed: torch.float32 or torch.float64")
         if value.dtype != self.like.dtype or value.device != self.like.device:
             raise ValueError(
                 f"{name}: got {value.dtype} on {value.device}; allowed: {self.like.dtype} on {self.like.device}, "
                 "as the prior (move either with .to(...))"
             )
         return value
+
+
+def transforming() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work.
+
+    Then any tensor may carry a derivative or stand for many, and has neither values to look at nor a memory layout.
+    """
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def own_precision(value: Tensor) -> AbstractContextManager[None]:
+    """Inside, ``torch.autocast`` does not round what is computed from `value`."""
+    kind = value.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class Kept:
@@ -104,7 +123,7 @@ class Kept:
 
 
 def _recording(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that notes its arguments, defaults included, in `config` before it acts."""
+    """A constructor on the CPU that notes its arguments, defaults included, in `config` before it acts."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)
@@ -113,7 +132,8 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
         given.apply_defaults()
         _, *named = given.arguments.items()
         vars(self).setdefault("config", {name: _plain(value) for name, value in named})  # a subclass came first
-        init(self, *args, **kwargs)
+        with torch.device("cpu"):  # where the random numbers are drawn, whatever the default device is
+            init(self, *args, **kwargs)
 
     return recorded
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion import _support
-from companion.priors.base import Kept
+from companion.priors.base import Kept, transforming
 from companion.priors.matrices import MIXES, Matrix
 
 Mapped = tuple[Tensor, Tensor]
@@ -45,8 +45,9 @@ class Chain(Bijection):
     """Bijections applied one after the other (in the order given when encoding).
 
     The result saturates at ±1e10: far beyond anything a trained flow produces, and far enough below the largest
-    float32 that the next chain cannot overflow, whatever its weights are. So a broken flow gives large finite
-    numbers, never NaN, and :meth:`companion.priors.Flow.check` tells.
+    float32 that the next chain does not overflow where its 1×1 convolutions are rotations (those of kind "lu" or
+    "dense" are as large as their weights, and can). So a broken flow gives large finite numbers rather than NaN for
+    values of ordinary size (below 1e30), and :meth:`companion.priors.Flow.check` tells.
     """
 
     limit = 1e10
@@ -135,7 +136,7 @@ def channels_last(x: Tensor) -> Tensor:
 
     On the CPU that is channels-last, which halves the time of a conditioner; elsewhere the layout is left alone.
     """
-    if x.device.type != "cpu" or tangents_possible():  # torch.func knows no layouts
+    if x.device.type != "cpu" or transforming():  # torch.func knows no layouts
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -207,11 +208,6 @@ class Folded(NamedTuple):
     log_det: Tensor
 
 
-def tangents_possible() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: then any tensor may carry a derivative."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
 class ChannelMix(Bijection):
     """ActNorm followed by an invertible 1×1 convolution, applied as the one 1×1 convolution that they make together.
 
@@ -243,7 +239,7 @@ class ChannelMix(Bijection):
         """The 1×1 convolutions of both directions; kept while no gradient of the parameters is wanted."""
         tensors = [*self.parameters(), *self.buffers()]
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if wanted or tangents_possible():
+        if wanted or transforming():
             return self._fold()
         return self._kept(tensors, self._fold)
 

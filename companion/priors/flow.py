@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.priors.base import Prior, standard_normal_log_density
+from companion.priors.base import Prior, own_precision, standard_normal_log_density
 from companion.priors.bijections import Bijection
 from companion.priors.pixels import PixelMap
 
@@ -50,6 +50,9 @@ class Flow(Prior, stored=False):
         Map between the flow's input, [batch, *shape], and the flat latent, [batch, n].
     pixels
         Map from pixels to the flow's input; None where x is no image (points in the plane).
+
+    A flow computes in its own dtype, inside ``torch.autocast`` too: rounded to half precision, its inverse would not be
+    one. (:class:`companion.training.Schedule` offers mixed precision that keeps flows invertible.)
     """
 
     initialised: Tensor
@@ -69,15 +72,19 @@ class Flow(Prior, stored=False):
 
     def encode_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents z = G⁻¹(x), [batch, n], and log|det dz/dx|, [batch]."""
-        h, outer = self.pixels.encode(self._check_image(x)) if self.pixels else (self._check_image(x), 0.0)
-        z, inner = self.bijection.encode(h)
-        return z, inner + outer
+        x = self._check_image(x)
+        with own_precision(x):
+            h, outer = self.pixels.encode(x) if self.pixels else (x, 0.0)
+            z, inner = self.bijection.encode(h)
+            return z, inner + outer
 
     def decode_with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Images x = G(z), [batch, *shape], and log|det dx/dz|, [batch]."""
-        h, inner = self.bijection.decode(self._check_latent(z))
-        x, outer = self.pixels.decode(h) if self.pixels else (h, 0.0)
-        return x, inner + outer
+        z = self._check_latent(z)
+        with own_precision(z):
+            h, inner = self.bijection.decode(z)
+            x, outer = self.pixels.decode(h) if self.pixels else (h, 0.0)
+            return x, inner + outer
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents z = G⁻¹(x), [batch, n], of images x, [batch, *shape]."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from companion.priors.base import own_precision, transforming
 from companion.priors.bijections import (
     Bijection,
     Chain,
@@ -15,7 +16,6 @@ from companion.priors.bijections import (
     Coupling,
     Mapped,
     split_channels,
-    tangents_possible,
 )
 from companion.priors.flow import Flow
 
@@ -88,10 +88,10 @@ class ReversibleChain(Chain):
     def _through(self, value: Tensor, direction: str) -> Mapped:
         learned = [p for p in self.parameters() if p.requires_grad]
         differentiated = torch.is_grad_enabled() and (value.requires_grad or bool(learned))
-        # torch.func asks for derivatives that rebuilding has not, and autocast rounds too coarsely to rebuild anything
+        # torch.func asks for derivatives that rebuilding has not;
         # tensors that stand in for the parameters (torch.func.functional_call) are gone by the backward pass
         replaced = not all(isinstance(p, nn.Parameter) for p in learned)
-        special = replaced or tangents_possible() or torch.is_autocast_enabled(value.device.type)
+        special = replaced or transforming()
         if not differentiated or special:
             out, log_det = self.run(value, direction)
         else:
@@ -112,26 +112,32 @@ class _Rebuilding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        value, out = ctx.saved_tensors
-        learned = ctx.learned
-        present = {id(p) for p in ctx.chain.parameters()}
-        if ctx.versions != [p._version for p in learned] or not all(id(p) in present for p in learned):
-            raise RuntimeError("memory_saving: parameters were changed between the forward and the backward pass")
-        if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det, create_graph=True))
-        grads: dict[Tensor, Tensor | None] = dict.fromkeys(learned)
-        rebuilt, grad = out, grad_out
-        for part in reversed(ctx.chain.ordered(ctx.direction)):
-            rebuilt, grad = _back(part, ctx.direction, rebuilt, grad, grad_log_det, grads)
-        if _agree(rebuilt, value, ctx.chain.tolerance):
-            return (None, None, grad, *grads.values())
-        warnings.warn(
-            "memory_saving: a chain of steps could not be inverted accurately enough here; "
-            "its gradient is computed with all activations kept",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det))
+        with own_precision(ctx.saved_tensors[0]):
+            return _rebuild(ctx, grad_out, grad_log_det)
+
+
+def _rebuild(ctx: Any, grad_out: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of a chain's input and parameters, by inverting it part by part; see :func:`memory_saving`."""
+    value, out = ctx.saved_tensors
+    learned = ctx.learned
+    present = {id(p) for p in ctx.chain.parameters()}
+    if ctx.versions != [p._version for p in learned] or not all(id(p) in present for p in learned):
+        raise RuntimeError("memory_saving: parameters were changed between the forward and the backward pass")
+    if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
+        return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det, create_graph=True))
+    grads: dict[Tensor, Tensor | None] = dict.fromkeys(learned)
+    rebuilt, grad = out, grad_out
+    for part in reversed(ctx.chain.ordered(ctx.direction)):
+        rebuilt, grad = _back(part, ctx.direction, rebuilt, grad, grad_log_det, grads)
+    if _agree(rebuilt, value, ctx.chain.tolerance):
+        return (None, None, grad, *grads.values())
+    warnings.warn(
+        "memory_saving: a chain of steps could not be inverted accurately enough here; "
+        "its gradient is computed with all activations kept",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det))
 
 
 def _ordinary(

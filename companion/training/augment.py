@@ -15,7 +15,7 @@ def augment(images: Tensor, names: Sequence[str], draw: torch.Generator) -> Tens
     """
     device = images.device
     for name in names:
-        images = AUGMENTATIONS[name](images, lambda *shape: torch.rand(*shape, generator=draw).to(device))
+        images = AUGMENTATIONS[name](images, lambda *shape: torch.rand(*shape, generator=draw, device="cpu").to(device))
     return images
 
 

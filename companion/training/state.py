@@ -45,7 +45,7 @@ class State:
 
     def _batch(self, images: Tensor) -> tuple[Tensor, torch.Generator]:
         draw = _support.generator(self.schedule.seed, "step", self.step)
-        chosen = images[torch.randint(len(images), (self.schedule.batch_size,), generator=draw)]
+        chosen = images[torch.randint(len(images), (self.schedule.batch_size,), generator=draw, device="cpu")]
         return augment(as_pixels(chosen, self.model.like), self.schedule.augment, draw), draw
 
     def update(self, images: Tensor) -> float:
