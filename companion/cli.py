@@ -83,9 +83,11 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", parents=[every], help="train a prior, or resume its training")
     train.add_argument("name", metavar="NAME", help="a recipe; an unknown name lists them")
-    train.add_argument("--profile", default="quick", help=f"{_PROFILES} (default: quick)")
+    train.add_argument("--profile", default="quick", help="quick, laptop, overnight or paper (default: quick)")
     train.add_argument("--out", type=Path, help="folder for the checkpoint (default: the package's store)")
     train.add_argument("--replace", action="store_true", help="replace a stored checkpoint of a larger profile")
+    train.add_argument("--start", help="begin with the averaged weights of this checkpoint (a name or a file)")
+    train.add_argument("--export", action="store_true", help="store the averaged weights of a running training")
     train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     train.set_defaults(command=_train)
 
@@ -124,18 +126,17 @@ def _run(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from companion._support import keep_freed_memory, one_of
-    from companion.experiments import PROFILES, resolve_device
+    from companion.experiments import resolve_device
 
     keep_freed_memory()
-    priors = import_module("companion.priors")
-    one_of("recipe", options.name, priors.recipe_names())
-    one_of("profile", options.profile, PROFILES)
+    training = import_module("companion.training")
+    one_of("recipe", options.name, training.recipe_names())
+    one_of("profile", options.profile, training.PROFILES)
     device = str(resolve_device(options.device))
-    stored = priors.train_recipe(
-        options.name, options.profile, out=options.out, device=device, progress=True, replace=options.replace
-    )
+    how = {"replace": options.replace, "start": options.start, "export": options.export}
+    stored = training.train_recipe(options.name, options.profile, out=options.out, device=device, progress=True, **how)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
-        _print(f"{options.name} {options.profile}: stored in {stored}")
+        _print(f"{options.name} {options.profile}: stored in {stored}; {training.quality(stored)}")
 
 
 def _fetch(options: argparse.Namespace) -> None:

@@ -1,42 +1,40 @@
-"""Priors: flows, their training and their checkpoints."""
+"""Priors: generators of images and densities on them, and their checkpoints.
 
-from companion.priors.base import Prior
+Every module of this folder is imported here, so that a model in a file of its own is public, and known to `load`,
+without another edit.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from companion.priors.base import MODELS, Prior
 from companion.priors.checkpoint import load, names, save
 from companion.priors.flow import Check, Flow
 from companion.priors.gan import GAN
 from companion.priors.glow import Glow
+from companion.priors.linear import Linear
 from companion.priors.memory import memory_saving
-from companion.priors.objectives import Adversarial, Elbo, PointLikelihood, WeightNormLikelihood
 from companion.priors.points import PointFlow
 from companion.priors.realnvp import RealNVP
-from companion.priors.recipes import recipe_names, train_recipe
-from companion.priors.training import History, Likelihood, Settings, fit
 from companion.priors.vae import VAE
 
-MODELS: dict[str, type[Prior]] = {"Glow": Glow, "RealNVP": RealNVP, "PointFlow": PointFlow, "VAE": VAE, "GAN": GAN}
+for _module in iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)
+globals().update(MODELS)
 
 __all__ = [
     "GAN",
     "MODELS",
     "VAE",
-    "Adversarial",
     "Check",
-    "Elbo",
     "Flow",
     "Glow",
-    "History",
-    "Likelihood",
+    "Linear",
     "PointFlow",
-    "PointLikelihood",
     "Prior",
     "RealNVP",
-    "Settings",
-    "WeightNormLikelihood",
-    "fit",
     "load",
     "memory_saving",
     "names",
-    "recipe_names",
     "save",
-    "train_recipe",
 ]

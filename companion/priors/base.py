@@ -1,13 +1,23 @@
 """What every prior offers: images from latents, z ~ N(0, I), flat."""
 
+import functools
+import inspect
+import itertools
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from companion import _support
+
+Value = TypeVar("Value")
+DTYPES = (torch.float32, torch.float64)  # in which priors compute
+MODELS: dict[str, type["Prior"]] = {}  # what checkpoints can hold, by name
 
 
 class Prior(nn.Module, ABC):
@@ -20,12 +30,26 @@ class Prior(nn.Module, ABC):
     latent_dim : int
         Length of the flat latent vector.
     config : dict
-        The arguments that build this prior again; stored in its checkpoints.
+        The arguments that build this prior again, noted when it was built; stored in its checkpoints.
+    card : dict
+        What is known of a loaded prior: data, licence, budget, scores.
     """
 
     shape: tuple[int, ...]
     latent_dim: int
     config: dict[str, Any]
+    card: dict[str, Any]
+
+    def __init_subclass__(cls, stored: bool = True, **options: Any) -> None:
+        """Let constructions note their arguments in `config`, and let checkpoints hold the models of this package.
+
+        ``stored=False``: for classes whose arguments no checkpoint can hold.
+        """
+        super().__init_subclass__(**options)
+        if stored and "__init__" in vars(cls):
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+        if stored and cls.__module__.startswith(__package__):
+            MODELS[cls.__name__] = cls
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
@@ -33,29 +57,94 @@ class Prior(nn.Module, ABC):
 
     @property
     def like(self) -> Tensor:
-        """A parameter of the prior: its dtype and device are those of the prior."""
-        return next(self.parameters())
+        """A tensor of the prior, whose dtype and device are those of the prior."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
     @torch.no_grad()
     def sample(self, n: int, temperature: float = 1.0, seed: int | torch.Generator = 0) -> Tensor:
         """Draw `n` images G(temperature · z) with z ~ N(0, I); [n, *shape]. The values are not clipped to [0, 1]."""
         _support.count("n", n)
         _support.positive("temperature", temperature, zero=True)
-        return self.decode(temperature * _support.normal((n, self.latent_dim), seed, self.like))
+        return self.decode(temperature * _support.normal((n, self.latent_dim), seed, self.like, "sample"))
 
     def _check_latent(self, z: Tensor) -> Tensor:
         return self._check_dtype("z", _support.batch_of("z", z, (self.latent_dim,)))
 
     def _check_image(self, x: Tensor) -> Tensor:
-        return _support.finite("x", self._check_dtype("x", _support.batch_of("x", x, self.shape)))
+        x = self._check_dtype("x", _support.batch_of("x", x, self.shape))
+        return x if transforming() else _support.finite("x", x)
 
     def _check_dtype(self, name: str, value: Tensor) -> Tensor:
+        if self.like.dtype not in DTYPES:
+            raise ValueError(f"prior: got weights in {self.like.dtype}; allowed: torch.float32 or torch.float64")
         if value.dtype != self.like.dtype or value.device != self.like.device:
             raise ValueError(
                 f"{name}: got {value.dtype} on {value.device}; allowed: {self.like.dtype} on {self.like.device}, "
                 "as the prior (move either with .to(...))"
             )
         return value
+
+
+def transforming() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work.
+
+    Then any tensor may carry a derivative or stand for many, and has neither values to look at nor a memory layout.
+    """
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def own_precision(value: Tensor) -> AbstractContextManager[None]:
+    """Inside, ``torch.autocast`` does not round what is computed from `value`."""
+    kind = value.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+class Kept:
+    """The last value computed from some tensors, until they change.
+
+    They are compared by value, so that no way of changing them leaves what is kept stale. Copies begin empty.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Any] | None = None
+
+    def __call__(self, tensors: Sequence[Tensor], make: Callable[[], Value]) -> Value:
+        """What `make` gives for `tensors`, which are all that it depends on; nothing is differentiated."""
+        with torch.inference_mode(False), torch.no_grad():
+            now = torch.cat([t.flatten() for t in tensors])
+            last = self._last
+            if last is None or last[0].dtype != now.dtype or last[0].device != now.device or not last[0].equal(now):
+                self._last = last = now, make()
+        return last[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_last": None}
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor on the CPU that notes its arguments, defaults included, in `config` before it acts."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def recorded(self: Prior, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        _, *named = given.arguments.items()
+        vars(self).setdefault("config", {name: _plain(value) for name, value in named})  # a subclass came first
+        with torch.device("cpu"):  # where the random numbers are drawn, whatever the default device is
+            init(self, *args, **kwargs)
+
+    return recorded
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON has it; of a tensor the shape alone, as its values are among the weights."""
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, Tensor) and value.dim():
+        return {"tensor": list(value.shape)}
+    return value.item() if isinstance(value, Tensor | np.generic) else value
 
 
 def standard_normal_log_density(z: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ Neither draws random numbers nor changes any state.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion import _support
+from companion.priors.base import Kept, transforming
 from companion.priors.matrices import MIXES, Matrix
 
 Mapped = tuple[Tensor, Tensor]
@@ -30,10 +31,6 @@ class Bijection(nn.Module, ABC):
     def decode(self, z: Tensor) -> Mapped:
         """Map towards the image: (x, log|det dx/dz| of shape [batch])."""
 
-    def decode_only(self, z: Tensor) -> Tensor:
-        """The image of :meth:`decode` alone; overridden where leaving the log-determinant out saves time."""
-        return self.decode(z)[0]
-
     def initialise(self, x: Tensor) -> Tensor:
         """Set data-dependent parameters from one batch `x`, and return the encoded batch; most maps have none."""
         return self.encode(x)[0]
@@ -48,8 +45,9 @@ class Chain(Bijection):
     """Bijections applied one after the other (in the order given when encoding).
 
     The result saturates at ±1e10: far beyond anything a trained flow produces, and far enough below the largest
-    float32 that the next chain cannot overflow, whatever its weights are. So a broken flow gives large finite
-    numbers, never NaN, and :meth:`companion.priors.Flow.check` tells.
+    float32 that the next chain does not overflow where its 1×1 convolutions are rotations (those of kind "lu" or
+    "dense" are as large as their weights, and can). So a broken flow gives large finite numbers rather than NaN for
+    values of ordinary size (below 1e30), and :meth:`companion.priors.Flow.check` tells.
     """
 
     limit = 1e10
@@ -72,11 +70,6 @@ class Chain(Bijection):
             total = total + log_det
         return z.clamp(-self.limit, self.limit), total
 
-    def decode_only(self, z: Tensor) -> Tensor:
-        for part in reversed(self.parts):
-            z = part.decode_only(z)
-        return z.clamp(-self.limit, self.limit)
-
     def initialise(self, x: Tensor) -> Tensor:
         for part in self.parts:
             x = part.initialise(x)
@@ -93,25 +86,25 @@ class Squeeze(Bijection):
         return F.pixel_shuffle(z, 2), z.new_zeros(z.shape[0])
 
 
-class HaarSqueeze(Squeeze):
+class HaarSqueeze(Bijection):
     """Squeeze, then the orthonormal Haar transform of each 2×2 block: averages of all channels first, then details.
 
-    The transform is its own inverse and has log-determinant 0. Neighbouring pixels are nearly equal, so that it takes
-    over what a new flow would have to learn first (Ardizzone et al. 2019; Zhang et al. 2021, App. G).
+    Its inverse is its transpose and its log-determinant 0. Neighbouring pixels are nearly equal, so that it takes over
+    what a new flow would have to learn first (Ardizzone et al. 2019; Zhang et al. 2021, App. G).
     """
 
     def encode(self, x: Tensor) -> Mapped:
-        squeezed, log_det = super().encode(x)
-        return channels_last(self._transform(squeezed.unflatten(1, (-1, 4))).transpose(1, 2).flatten(1, 2)), log_det
+        return channels_last(F.conv2d(x, self._kernel(x.shape[1], x), stride=2)), x.new_zeros(x.shape[0])
 
     def decode(self, z: Tensor) -> Mapped:
-        return super().decode(self._transform(z.unflatten(1, (4, -1)).transpose(1, 2)).flatten(1, 2))
+        return F.conv_transpose2d(z, self._kernel(z.shape[1] // 4, z), stride=2), z.new_zeros(z.shape[0])
 
     @staticmethod
-    def _transform(blocks: Tensor) -> Tensor:
-        """The Haar transform over the four positions, the third axis from the last; [batch, channels, 4, h, w]."""
-        haar = blocks.new_tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
-        return torch.einsum("kp,bcphw->bckhw", haar, blocks)
+    def _kernel(channels: int, like: Tensor) -> Tensor:
+        """[4 · channels, channels, 2, 2]: every coefficient of every channel."""
+        haar = like.new_tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+        each = torch.eye(channels, dtype=like.dtype, device=like.device)
+        return torch.einsum("kp,cd->kcdp", haar, each).reshape(4 * channels, channels, 2, 2)
 
 
 class OpponentColours(Bijection):
@@ -122,15 +115,20 @@ class OpponentColours(Bijection):
     """
 
     def encode(self, x: Tensor) -> Mapped:
-        return self._rotate("kc,bchw->bkhw", x), x.new_zeros(x.shape[0])
+        return per_pixel(x, self._rotation(x)), x.new_zeros(x.shape[0])
 
     def decode(self, z: Tensor) -> Mapped:
-        return self._rotate("kc,bkhw->bchw", z), z.new_zeros(z.shape[0])
+        return per_pixel(z, self._rotation(z).T), z.new_zeros(z.shape[0])
 
     @staticmethod
-    def _rotate(how: str, x: Tensor) -> Tensor:
-        rows = x.new_tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]])
-        return torch.einsum(how, rows / rows.norm(dim=1, keepdim=True), x)
+    def _rotation(like: Tensor) -> Tensor:
+        rows = like.new_tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]])
+        return rows / rows.norm(dim=1, keepdim=True)
+
+
+def per_pixel(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1×1 convolution of x, [batch, c, h, w]: as a product of matrices, faster on a CPU than as a convolution."""
+    return F.linear(x.movedim(1, -1), matrix, bias).movedim(-1, 1)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -138,7 +136,7 @@ def channels_last(x: Tensor) -> Tensor:
 
     On the CPU that is channels-last, which halves the time of a conditioner; elsewhere the layout is left alone.
     """
-    if x.device.type != "cpu" or tangents_possible():  # torch.func knows no layouts
+    if x.device.type != "cpu" or transforming():  # torch.func knows no layouts
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -201,22 +199,13 @@ def _sites(x: Tensor) -> int:
 
 
 class Folded(NamedTuple):
-    """ActNorm and 1×1 convolution as one convolution z = weight · x + bias, its inverse, and log|det| at one pixel."""
+    """ActNorm and 1×1 convolution as one map of each pixel, z = weight · x + bias, its inverse, and log|det| at one pixel."""
 
     weight: Tensor
     bias: Tensor
     inverse: Tensor
     inverse_bias: Tensor
     log_det: Tensor
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-def tangents_possible() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: then any tensor may carry a derivative."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 class ChannelMix(Bijection):
@@ -226,11 +215,11 @@ class ChannelMix(Bijection):
     over the image in place of two.
     """
 
-    def __init__(self, channels: int, kind: str = "rotation", seed: int = 0) -> None:
+    def __init__(self, channels: int, kind: str = "rotation", seed: int | torch.Generator = 0) -> None:
         super().__init__()
         self.norm = ActNorm(channels)
         self.mix: Matrix = MIXES[str(_support.one_of("conv1x1", kind, MIXES))](channels, seed)
-        self._kept: tuple[Tensor, Folded] | None = None
+        self._kept = Kept()
 
     def encode(self, x: Tensor) -> Mapped:
         return self.through("encode", x, self.folded())
@@ -238,47 +227,33 @@ class ChannelMix(Bijection):
     def decode(self, z: Tensor) -> Mapped:
         return self.through("decode", z, self.folded())
 
-    def decode_only(self, z: Tensor) -> Tensor:
-        folded = self.folded()
-        return F.conv2d(z, folded.inverse, folded.inverse_bias)
-
     @staticmethod
     def through(direction: str, value: Tensor, folded: "Folded") -> Mapped:
         """Either direction, by convolutions that are folded already."""
         log_det = _per_image(folded.log_det * _sites(value), value)
         if direction == "encode":
-            return F.conv2d(value, folded.weight, folded.bias), log_det
-        return F.conv2d(value, folded.inverse, folded.inverse_bias), -log_det
+            return per_pixel(value, folded.weight, folded.bias), log_det
+        return per_pixel(value, folded.inverse, folded.inverse_bias), -log_det
 
     def folded(self) -> "Folded":
-        """The 1×1 convolutions of both directions; kept while no gradient of the parameters is wanted.
-
-        What is kept is compared with the parameters by value, so that no way of changing them leaves it stale.
-        """
+        """The 1×1 convolutions of both directions; kept while no gradient of the parameters is wanted."""
         tensors = [*self.parameters(), *self.buffers()]
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if wanted or tangents_possible():
+        if wanted or transforming():
             return self._fold()
-        with torch.inference_mode(False), torch.no_grad():
-            now = torch.cat([t.flatten() for t in tensors])
-            if self._kept is None or not _same(self._kept[0], now):
-                self._kept = now, self._fold()
-        return self._kept[1]
+        return self._kept(tensors, self._fold)
 
     def _fold(self) -> "Folded":
         scale, log_scale = self.norm.scale()
         matrix, inverse, log_det = self.mix.matrices()
         weight = matrix * scale
         return Folded(
-            weight[:, :, None, None],
+            weight,
             weight @ self.norm.bias,
-            (inverse / scale[:, None])[:, :, None, None],
+            inverse / scale[:, None],
             -self.norm.bias,
             log_scale.sum() + log_det,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> Tensor:
@@ -398,9 +373,6 @@ class MultiScale(Bijection):
 
         x = self._join(z, through)
         return x, torch.stack(log_dets).sum(0)
-
-    def decode_only(self, z: Tensor) -> Tensor:
-        return self._join(z, lambda level, h: level.decode_only(h))
 
     def _join(self, z: Tensor, through: Callable[[Bijection, Tensor], Tensor]) -> Tensor:
         """The image, from the coarsest level to the finest; `through` takes a level's input to its image."""

@@ -1,37 +1,28 @@
 """Checkpoints: safetensors files that hold a prior's weights, what builds it, and its model card. They run no code."""
 
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from companion import _reads, _support
-from companion.priors.base import Prior
+from companion.priors.base import DTYPES, MODELS, Prior
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
-    """Write tensors and JSON facts to `path` in one atomic step: a reader sees the old file or the whole new one.
-
-    A process that is killed meanwhile leaves the old file, and a ``.part`` beside it, which the next writing replaces.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors and JSON facts to `path` in one atomic step: a reader sees the old file or the whole new one."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     # one field alone: the file format writes several in no fixed order, and equal content should give equal files
     facts = json.dumps({**about, "sha256": _digest(tensors, about)}, sort_keys=True)
-    save_file(tensors, part, metadata={"about": facts})
-    part.chmod(0o644)  # the format's writer lets only its owner read, but checkpoints are shared
-    with part.open("rb") as handle:
-        os.fsync(handle.fileno())
-    part.replace(path)
+    with _support.atomic(path) as part:
+        save_file(tensors, part, metadata={"about": facts})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a file that :func:`write_tensors` wrote.
 
     Raises ValueError where the file is missing, is something else, or is not, byte for byte, what was written.
@@ -43,7 +34,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         about = json.loads(metadata["about"])
         if not isinstance(about, dict) or about.pop("sha256", None) != _digest(tensors, about):
             raise ValueError("its checksum does not match its content")
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         reason = "no facts about the model in it" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(
             f"checkpoint: got {path.name}, which is corrupt or no checkpoint of this package ({reason}); "
@@ -57,19 +48,30 @@ def one_line(error: Exception, longest: int = 200) -> str:
     return " ".join(str(error).split())[:longest]
 
 
-def _digest(tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    parts: list[str | Tensor] = [json.dumps(about, sort_keys=True)]
     for name in sorted(tensors):
         value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        parts += [f"{name} {value.dtype} {tuple(value.shape)}", value]
+    return _support.sha256(*parts)
 
 
-def save(prior: Prior, path: str | Path, card: dict[str, Any] | None = None) -> Path:
-    """Write `prior` to a safetensors file, with its model card (data, licence, budget, scores) if there is one."""
-    path = Path(path)
-    write_tensors(path, prior.state_dict(), {"model": type(prior).__name__, "config": prior.config, "card": card or {}})
+def save(prior: Prior, path: str | Path, card: dict[str, Any] | None = None, half: bool = False) -> Path:
+    """Write `prior` to a safetensors file, with its model card (data, licence, budget, scores) if there is one.
+
+    With `half`, weights are stored as float16, in half the space; loaded, they are float32 again, rounded. Raises
+    ValueError for a class that :func:`load` does not know, and where a weight is too large for half precision.
+    """
+    path, kind = Path(path), type(prior)
+    if MODELS.get(kind.__name__) is not kind:
+        known = ", ".join(sorted(MODELS))
+        raise ValueError(f"prior: got a {kind.__name__}, which load does not know; allowed: {known}")
+    tensors = prior.state_dict()
+    if half:
+        tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+        for name, value in tensors.items():
+            _support.finite(name, value) if value.is_floating_point() else None
+    write_tensors(path, tensors, {"model": kind.__name__, "config": prior.config, "card": card or {}})
     return path
 
 
@@ -79,39 +81,51 @@ def names() -> list[str]:
 
 
 def locate(name: str | Path) -> Path:
-    """Path of a checkpoint given by its stored name or as a file."""
-    if isinstance(name, Path) or str(name).endswith(".safetensors"):
-        path = Path(name)
-        if not path.is_file():
-            raise ValueError(
-                f"prior: got {path.name}, and there is no such file; allowed: a checkpoint file or {', '.join(names())}"
-            )
-        return path
-    _support.one_of("prior", name, names())
-    return _support.store() / "checkpoints" / f"{name}.safetensors"
+    """Path of a checkpoint given by its stored name or as a file; else ValueError."""
+    if name in names():
+        return _support.store() / "checkpoints" / f"{name}.safetensors"
+    if not Path(name).is_file():
+        known = ", ".join(names()) or "nothing yet"
+        raise ValueError(f"prior: got {str(name)!r}, and there is no such file; allowed: a checkpoint file or {known}")
+    return Path(name)
 
 
-def load(name: str | Path, device: str | torch.device = "cpu") -> Any:
-    """The prior stored under `name` (or in a file), frozen and in evaluation mode, in the dtype in which it was saved.
+def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
+    """The prior stored under `name` (or in a file), frozen and in evaluation mode; its model card is ``prior.card``.
 
-    Raises ValueError for an unknown name and for a corrupt file. Its model card is ``prior.card``.
+    `dtype` is float32 or float64; by default that in which it was saved, and float32 for one stored in half precision.
+    Raises ValueError for an unknown name and for a corrupt file.
     """
-    from companion import priors
-
     path = _reads.note(locate(name))
     tensors, about = read_tensors(path)
+    prior = build(path, about, tensors, dtype)
+    prior.card = about.get("card", {})
+    return prior.eval().requires_grad_(False).to(device)
+
+
+def build(path: Path, about: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> Any:
+    """The prior that the facts in `about` describe, with the weights in `tensors`; ValueError where they do not fit."""
+    if dtype is None:
+        dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors.values()) else torch.float32
+    _support.one_of("dtype", dtype, DTYPES)
     try:
         kind, config = about["model"], about["config"]
-        _support.one_of("model", kind, priors.MODELS)
-        prior: Prior = priors.MODELS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
-        dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
-        if len(dtypes) == 1:
-            prior.to(dtypes.pop())
+        _support.one_of("model", kind, MODELS)
+        prior: Prior = MODELS[kind](**{name: _argument(value) for name, value in config.items()}).to(dtype)
+        for key, own in prior.state_dict().items():
+            if key in tensors and tensors[key].is_floating_point() != own.is_floating_point():
+                raise ValueError(f"{key} is {tensors[key].dtype}")
         prior.load_state_dict(tensors)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError) as error:
         raise ValueError(
             f"checkpoint: got {path.name}, whose content does not fit the model that it names ({one_line(error)}); "
             "allowed: a checkpoint that priors.save wrote"
         ) from None
-    prior.card = about.get("card", {})
-    return prior.eval().requires_grad_(False).to(device)
+    return prior
+
+
+def _argument(value: Any) -> Any:
+    """An argument as it was before it became JSON; a tensor's values come with the weights."""
+    if isinstance(value, dict):
+        return torch.zeros(value["tensor"])
+    return tuple(value) if isinstance(value, list) else value

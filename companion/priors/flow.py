@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.priors.base import Prior, standard_normal_log_density
+from companion.priors.base import Prior, own_precision, standard_normal_log_density
 from companion.priors.bijections import Bijection
 from companion.priors.pixels import PixelMap
 
@@ -39,7 +39,7 @@ class Check:
         return torch.where(self.shrink > 0, self.stretch / self.shrink, torch.inf)
 
 
-class Flow(Prior):
+class Flow(Prior, stored=False):
     """A density on images: x = G(z) with z ~ N(0, I) and G invertible.
 
     Parameters
@@ -50,6 +50,9 @@ class Flow(Prior):
         Map between the flow's input, [batch, *shape], and the flat latent, [batch, n].
     pixels
         Map from pixels to the flow's input; None where x is no image (points in the plane).
+
+    A flow computes in its own dtype, inside ``torch.autocast`` too: rounded to half precision, its inverse would not be
+    one. (:class:`companion.training.Schedule` offers mixed precision that keeps flows invertible.)
     """
 
     initialised: Tensor
@@ -69,15 +72,19 @@ class Flow(Prior):
 
     def encode_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents z = G⁻¹(x), [batch, n], and log|det dz/dx|, [batch]."""
-        h, outer = self.pixels.encode(self._check_image(x)) if self.pixels else (self._check_image(x), 0.0)
-        z, inner = self.bijection.encode(h)
-        return z, inner + outer
+        x = self._check_image(x)
+        with own_precision(x):
+            h, outer = self.pixels.encode(x) if self.pixels else (x, 0.0)
+            z, inner = self.bijection.encode(h)
+            return z, inner + outer
 
     def decode_with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Images x = G(z), [batch, *shape], and log|det dx/dz|, [batch]."""
-        h, inner = self.bijection.decode(self._check_latent(z))
-        x, outer = self.pixels.decode(h) if self.pixels else (h, 0.0)
-        return x, inner + outer
+        z = self._check_latent(z)
+        with own_precision(z):
+            h, inner = self.bijection.decode(z)
+            x, outer = self.pixels.decode(h) if self.pixels else (h, 0.0)
+            return x, inner + outer
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents z = G⁻¹(x), [batch, n], of images x, [batch, *shape]."""
@@ -85,8 +92,7 @@ class Flow(Prior):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images x = G(z), [batch, *shape], of latents z, [batch, n]; not clipped to [0, 1]."""
-        h = self.bijection.decode_only(self._check_latent(z))
-        return self.pixels.decode_only(h) if self.pixels else h
+        return self.decode_with_log_det(z)[0]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, [batch]: log N(G⁻¹(x); 0, I) + log|det dG⁻¹/dx| (Asim et al. 2020, sec. 2).
@@ -154,7 +160,7 @@ class Flow(Prior):
 
 def _largest_singular_value(function: Callable[[Tensor], Tensor], at: Tensor, iterations: int) -> Tensor:
     """Power iteration on JᵀJ of `function` at each row of `at`; [batch]."""
-    direction = _support.normal(tuple(at.shape), 0, at)
+    direction = _support.normal(tuple(at.shape), 0, at, "direction")
     value = at.new_zeros(at.shape[0])
     for _ in range(iterations):
         norm = direction.flatten(1).norm(dim=1).clamp_min(torch.finfo(at.dtype).tiny)

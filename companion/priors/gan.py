@@ -46,7 +46,6 @@ class GAN(Prior):
         self.generator = _generator(channels, latent_dim, widths, first)
         self.discriminator = _discriminator(channels, widths, first)
         _initialise(self, seed)
-        self.config = {"shape": list(shape), "latent_dim": latent_dim, "width": width, "seed": seed}
 
     def decode(self, z: Tensor) -> Tensor:
         """Images in [0, 1], [batch, *shape], of latents z, [batch, latent_dim]."""
@@ -84,7 +83,7 @@ def _discriminator(channels: int, widths: list[int], first: int) -> nn.Module:
 
 
 def _initialise(network: nn.Module, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
+    draw = _support.generator(seed, "weights")
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(layer.weight, 0.0, 0.02, generator=draw)

@@ -1,9 +1,8 @@
 """Glow (Kingma & Dhariwal 2018), with flat latents z ~ N(0, I) at every level."""
 
 from companion import _support
-from companion.priors.bijections import Chain, ChannelMix, HaarSqueeze, MultiScale, OpponentColours, Squeeze
+from companion.priors.bijections import Chain, ChannelMix, Coupling, HaarSqueeze, MultiScale, OpponentColours, Squeeze
 from companion.priors.flow import Flow
-from companion.priors.fused import FusedCoupling
 from companion.priors.networks import ConvConditioner
 from companion.priors.pixels import PixelMap
 
@@ -70,29 +69,15 @@ class Glow(Flow):
             parts: list = [OpponentColours()] if level == 0 and colours == "opponent" else []
             parts.append(squeezed())
             for step in range(steps):
-                own_seed = seed * 1_000_003 + level * 1_009 + step
+                draw = _support.generator(seed, "weights", level, step)
                 moved = channels - channels // 2
                 outputs = 2 * moved if coupling == "affine" else moved
-                network = ConvConditioner(channels // 2, outputs, width, own_seed)
-                parts += [ChannelMix(channels, conv1x1, own_seed), FusedCoupling(network, coupling)]
+                network = ConvConditioner(channels // 2, outputs, width, draw)
+                parts += [ChannelMix(channels, conv1x1, draw), Coupling(network, coupling)]
             stages.append(Chain(parts))
             channels = channels // 2
         shape = (shape[0], height, wide)
         super().__init__(shape, MultiScale(shape, stages), PixelMap(pixels, bits, contraction))
-        self.config = {
-            "shape": list(shape),
-            "levels": levels,
-            "steps": steps,
-            "width": width,
-            "coupling": coupling,
-            "conv1x1": conv1x1,
-            "squeeze": squeeze,
-            "colours": colours,
-            "pixels": pixels,
-            "bits": bits,
-            "contraction": contraction,
-            "seed": seed,
-        }
 
 
 def check_image_shape(shape: tuple[int, int, int], levels: int) -> tuple[int, int, int]:

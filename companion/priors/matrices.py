@@ -24,9 +24,9 @@ class Rotation(Matrix):
     0.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int | torch.Generator) -> None:
         super().__init__()
-        draw = torch.randn(size, size, generator=_support.generator(seed))
+        draw = torch.randn(size, size, generator=_support.generator(seed, "matrix"))
         self.skew = nn.Parameter(draw / size**0.5)  # eigenvalues of S of order 1: angles spread over the circle
 
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +39,7 @@ class Rotation(Matrix):
 class DenseMatrix(Matrix):
     """An unconstrained invertible matrix that starts as a rotation (Kingma & Dhariwal 2018, eq. 9)."""
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int | torch.Generator) -> None:
         super().__init__()
         self.weight = nn.Parameter(_random_rotation(size, seed))
 
@@ -53,7 +53,7 @@ class LUMatrix(Matrix):
     permutation: Tensor
     sign: Tensor
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int | torch.Generator) -> None:
         super().__init__()
         permutation, lower, upper = torch.linalg.lu(_random_rotation(size, seed).double())
         self.register_buffer("permutation", permutation.float())
@@ -71,9 +71,13 @@ class LUMatrix(Matrix):
         return self.permutation @ lower @ upper, inverse, self.log_diagonal.sum()
 
 
-def _random_rotation(size: int, seed: int) -> Tensor:
-    draw = torch.randn(size, size, generator=_support.generator(seed), dtype=torch.float64)
+def _random_rotation(size: int, seed: int | torch.Generator) -> Tensor:
+    draw = torch.randn(size, size, generator=_support.generator(seed, "matrix"), dtype=torch.float64)
     return torch.linalg.qr(draw)[0].float()
 
 
-MIXES: dict[str, Callable[[int, int], Matrix]] = {"rotation": Rotation, "lu": LUMatrix, "dense": DenseMatrix}
+MIXES: dict[str, Callable[..., Matrix]] = {
+    "rotation": Rotation,
+    "lu": LUMatrix,
+    "dense": DenseMatrix,
+}

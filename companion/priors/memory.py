@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from companion.priors import fused
+from companion.priors.base import own_precision, transforming
 from companion.priors.bijections import (
     Bijection,
     Chain,
@@ -16,10 +16,8 @@ from companion.priors.bijections import (
     Coupling,
     Mapped,
     split_channels,
-    tangents_possible,
 )
 from companion.priors.flow import Flow
-from companion.priors.fused import FusedCoupling
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
@@ -74,9 +72,6 @@ class ReversibleChain(Chain):
     def decode(self, z: Tensor) -> Mapped:
         return self._through(z, "decode")
 
-    def decode_only(self, z: Tensor) -> Tensor:
-        return self.decode(z)[0]
-
     def run(self, value: Tensor, direction: str) -> Mapped:
         """All parts in order, without the final saturation."""
         total = value.new_zeros(value.shape[0])
@@ -93,10 +88,10 @@ class ReversibleChain(Chain):
     def _through(self, value: Tensor, direction: str) -> Mapped:
         learned = [p for p in self.parameters() if p.requires_grad]
         differentiated = torch.is_grad_enabled() and (value.requires_grad or bool(learned))
-        # torch.func asks for derivatives that rebuilding has not, and autocast rounds too coarsely to rebuild anything
+        # torch.func asks for derivatives that rebuilding has not;
         # tensors that stand in for the parameters (torch.func.functional_call) are gone by the backward pass
         replaced = not all(isinstance(p, nn.Parameter) for p in learned)
-        special = replaced or tangents_possible() or torch.is_autocast_enabled(value.device.type)
+        special = replaced or transforming()
         if not differentiated or special:
             out, log_det = self.run(value, direction)
         else:
@@ -117,26 +112,32 @@ class _Rebuilding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        value, out = ctx.saved_tensors
-        learned = ctx.learned
-        present = {id(p) for p in ctx.chain.parameters()}
-        if ctx.versions != [p._version for p in learned] or not all(id(p) in present for p in learned):
-            raise RuntimeError("memory_saving: parameters were changed between the forward and the backward pass")
-        if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det, create_graph=True))
-        grads: dict[Tensor, Tensor | None] = dict.fromkeys(learned)
-        rebuilt, grad = out, grad_out
-        for part in reversed(ctx.chain.ordered(ctx.direction)):
-            rebuilt, grad = _back(part, ctx.direction, rebuilt, grad, grad_log_det, grads)
-        if _agree(rebuilt, value, ctx.chain.tolerance):
-            return (None, None, grad, *grads.values())
-        warnings.warn(
-            "memory_saving: a chain of steps could not be inverted accurately enough here; "
-            "its gradient is computed with all activations kept",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det))
+        with own_precision(ctx.saved_tensors[0]):
+            return _rebuild(ctx, grad_out, grad_log_det)
+
+
+def _rebuild(ctx: Any, grad_out: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of a chain's input and parameters, by inverting it part by part; see :func:`memory_saving`."""
+    value, out = ctx.saved_tensors
+    learned = ctx.learned
+    present = {id(p) for p in ctx.chain.parameters()}
+    if ctx.versions != [p._version for p in learned] or not all(id(p) in present for p in learned):
+        raise RuntimeError("memory_saving: parameters were changed between the forward and the backward pass")
+    if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
+        return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det, create_graph=True))
+    grads: dict[Tensor, Tensor | None] = dict.fromkeys(learned)
+    rebuilt, grad = out, grad_out
+    for part in reversed(ctx.chain.ordered(ctx.direction)):
+        rebuilt, grad = _back(part, ctx.direction, rebuilt, grad, grad_log_det, grads)
+    if _agree(rebuilt, value, ctx.chain.tolerance):
+        return (None, None, grad, *grads.values())
+    warnings.warn(
+        "memory_saving: a chain of steps could not be inverted accurately enough here; "
+        "its gradient is computed with all activations kept",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return (None, None, *_ordinary(ctx, value, grad_out, grad_log_det))
 
 
 def _ordinary(
@@ -162,10 +163,7 @@ def _back(
 ) -> tuple[Tensor, Tensor]:
     """Input of one part and the gradient there, from its output; its parameters' gradients go into `grads`."""
     learned = [p for p in part.parameters() if p in grads]
-    if isinstance(part, FusedCoupling) and part.fusible(out):
-        step = _back_fused
-    else:
-        step = _back_coupling if isinstance(part, Coupling) else _back_any
+    step = _back_coupling if isinstance(part, Coupling) else _back_any
     value, grad, rest = step(part, direction, out, grad, grad_log_det, learned)
     for parameter, more in zip(learned, rest, strict=True):
         before = grads[parameter]
@@ -219,24 +217,6 @@ def _back_coupling(
     return torch.cat([fixed, before.detach()], 1), torch.cat([grad_fixed + through, grad_before], 1), rest
 
 
-def _back_fused(
-    part: FusedCoupling, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
-) -> Back:
-    """The same without a graph: the derivative is written out."""
-    weights = part.weights()
-    fixed, moved = split_channels(out)
-    conditioned = fused.condition(fixed, weights)
-    value = torch.empty_like(out)
-    value_fixed, value_moved = split_channels(value)
-    value_fixed.copy_(fixed)
-    fused.move("decode" if direction == "encode" else "encode", moved, conditioned, value_moved)
-    image = value_moved if direction == "encode" else moved
-    needed = [any(w is p for p in learned) for w in weights]
-    grad, grads = fused.backward(direction, image, conditioned, grad, grad_log_det, weights, needed)
-    found = {id(w): g for w, g in zip(weights, grads, strict=True)}
-    return value, grad, [found[id(p)] for p in learned]
-
-
 def _gradients(
     ends: Sequence[Tensor], grads: Sequence[Tensor], inputs: list[Tensor], create_graph: bool = False
 ) -> tuple[Tensor, ...]:
@@ -244,6 +224,3 @@ def _gradients(
     pairs = [(end, grad) for end, grad in zip(ends, grads, strict=True) if end.requires_grad]
     outputs, weights = [end for end, _ in pairs], [grad for _, grad in pairs]
     return torch.autograd.grad(outputs, inputs, weights, create_graph=create_graph, allow_unused=True)
-
-
-__all__ = ["ReversibleChain", "memory_saving"]

@@ -1,24 +1,35 @@
 """Conditioners: the networks inside couplings. They need no inverse, so they may be any network."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from companion import _support
+
+Seed = int | torch.Generator
+
+
+class PixelLayer(nn.Conv2d):
+    """A 1×1 convolution with ReLU, as a product of matrices (see :func:`companion.priors.bijections.per_pixel`)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.linear(x.movedim(1, -1), self.weight[:, :, 0, 0], self.bias)
+        return F.relu(h, inplace=True).movedim(-1, 1)  # before the view: in place on a view costs copies
+
 
 class ConvConditioner(nn.Sequential):
     """Glow's three convolutions, 3×3 → 1×1 → 3×3 with ReLU; the last starts at zero: a new coupling is the identity."""
 
-    layers: ClassVar = [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]
-
-    def __init__(self, inputs: int, outputs: int, width: int, seed: int) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, seed: Seed) -> None:
         layers = [
             nn.Conv2d(inputs, width, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 1),
-            nn.ReLU(inplace=True),
+            PixelLayer(width, width),
+            nn.Identity(),  # keeps the number of the last layer, by which checkpoints know it
             nn.Conv2d(width, outputs, 3, padding=1),
         ]
         super().__init__(*layers)
@@ -38,7 +49,7 @@ class ResidualConditioner(nn.Module):
 
     limit = 1e6
 
-    def __init__(self, inputs: int, outputs: int, width: int, blocks: int, seed: int) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, blocks: int, seed: Seed) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -72,7 +83,7 @@ def norm_scale(layer: nn.Module) -> nn.Parameter:
 class DenseConditioner(nn.Sequential):
     """Two hidden layers of `width` SiLU units for vectors; smooth, and zero at first."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, seed: int) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, seed: Seed) -> None:
         layers = [
             nn.Linear(inputs, width),
             nn.SiLU(),
@@ -85,9 +96,9 @@ class DenseConditioner(nn.Sequential):
         zero_last(layers[-1])
 
 
-def he_initialise(network: nn.Module, seed: int) -> None:
+def he_initialise(network: nn.Module, seed: Seed) -> None:
     """Draw the weights of every convolution and linear layer from N(0, 2 / fan-in); biases start at 0."""
-    draw = torch.Generator().manual_seed(seed)
+    draw = _support.generator(seed, "weights")
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=draw)
@@ -104,14 +115,3 @@ def zero_last(layer: nn.Module) -> None:
 def count_parameters(module: nn.Module) -> int:
     """Number of learned values."""
     return sum(p.numel() for p in module.parameters())
-
-
-__all__ = [
-    "ConvConditioner",
-    "DenseConditioner",
-    "ResidualConditioner",
-    "count_parameters",
-    "he_initialise",
-    "norm_scale",
-    "zero_last",
-]

@@ -2,8 +2,8 @@
 
 from companion import _support
 from companion.priors.bijections import ActNorm, Bijection, Chain, Coupling
+from companion.priors.checkerboard import swapped_halves
 from companion.priors.flow import Flow
-from companion.priors.masks import swapped_halves
 from companion.priors.networks import DenseConditioner
 
 
@@ -36,14 +36,7 @@ class PointFlow(Flow):
         for i in range(couplings):
             moved = dimension - dimension // 2
             outputs = 2 * moved if coupling == "affine" else moved
-            network = DenseConditioner(dimension // 2, outputs, width, seed * 1_000_003 + i)
+            network = DenseConditioner(dimension // 2, outputs, width, _support.generator(seed, "weights", i))
             parts += [ActNorm(dimension), Coupling(network, coupling)]
             parts += [swapped_halves(dimension)] if i < couplings - 1 else []
         super().__init__((dimension,), Chain(parts), pixels=None)
-        self.config = {
-            "couplings": couplings,
-            "width": width,
-            "dimension": dimension,
-            "coupling": coupling,
-            "seed": seed,
-        }

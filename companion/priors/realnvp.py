@@ -2,9 +2,9 @@
 
 from companion import _support
 from companion.priors.bijections import ActNorm, Bijection, Chain, Coupling, MultiScale, Squeeze
+from companion.priors.checkerboard import ChannelOrder, CheckerboardCoupling, swapped_halves
 from companion.priors.flow import Flow
 from companion.priors.glow import check_image_shape
-from companion.priors.masks import ChannelOrder, CheckerboardCoupling, swapped_halves
 from companion.priors.networks import ResidualConditioner
 from companion.priors.pixels import PixelMap
 
@@ -63,17 +63,6 @@ class RealNVP(Flow):
             channels, height, wide = 2 * channels, height // 2, wide // 2
         stages.append(Chain(build.checkerboards(4, channels, (height, wide), width << (scales - 1))))
         super().__init__(shape, _Scales(shape, stages), PixelMap(pixels, bits, contraction))
-        self.config = {
-            "shape": list(shape),
-            "scales": scales,
-            "blocks": blocks,
-            "width": width,
-            "coupling": coupling,
-            "pixels": pixels,
-            "bits": bits,
-            "contraction": contraction,
-            "seed": seed,
-        }
 
 
 class _Builder:
@@ -85,7 +74,8 @@ class _Builder:
     def conditioner(self, inputs: int, moved: int, width: int) -> ResidualConditioner:
         self.made += 1
         outputs = 2 * moved if self.coupling == "affine" else moved
-        return ResidualConditioner(inputs, outputs, width, self.blocks, self.seed * 1_000_003 + self.made)
+        draw = _support.generator(self.seed, "weights", self.made)
+        return ResidualConditioner(inputs, outputs, width, self.blocks, draw)
 
     def checkerboards(self, number: int, channels: int, size: tuple[int, int], width: int) -> list[Bijection]:
         parts: list[Bijection] = []

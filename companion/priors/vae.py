@@ -66,14 +66,6 @@ class VAE(Prior):
             self.log_std = nn.Parameter(torch.tensor(0.0))
         self.pixels = PixelMap("uniform")
         _xavier(self, seed)
-        self.config = {
-            "shape": list(shape),
-            "latent_dim": latent_dim,
-            "hidden": list(hidden),
-            "kind": kind,
-            "likelihood": likelihood,
-            "seed": seed,
-        }
 
     @property
     def std(self) -> Tensor:
@@ -108,7 +100,7 @@ class VAE(Prior):
 
     def elbo(self, x: Tensor, seed: int | torch.Generator = 0) -> Tensor:
         """Evidence lower bound of log p(x) in nats, [batch], from one z per image (Kingma & Welling 2014, eq. 10)."""
-        return self.elbo_with(x, _support.normal((len(x), self.latent_dim), seed, x))
+        return self.elbo_with(x, _support.normal((len(x), self.latent_dim), seed, x, "posterior"))
 
     def elbo_with(self, x: Tensor, noise: Tensor) -> Tensor:
         """The bound, [batch], with z = mean + deviation ⊙ noise for standard normal noise, [batch, latent_dim]."""
@@ -121,8 +113,7 @@ class VAE(Prior):
         """Upper bound of the bits per dimension of 8-bit images x in [0, 1], [batch]; Gaussian likelihood only."""
         if self.likelihood != "gaussian":
             raise ValueError("bits_per_dim: got a Bernoulli likelihood; allowed: a VAE with likelihood='gaussian'")
-        draw = _support.generator(seed)
-        bound = self.elbo(self.pixels.dequantise(_support.images("x", x, self.shape), draw), draw)
+        bound = self.elbo(self.pixels.dequantise(_support.images("x", x, self.shape), seed), seed)
         return self.pixels.bits_per_dim(bound, x[0].numel())
 
 
@@ -162,7 +153,7 @@ def _convolutional(
 
 
 def _xavier(network: nn.Module, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
+    draw = _support.generator(seed, "weights")
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight, generator=draw)

@@ -67,7 +67,7 @@ def test_bounds_and_prediction_by_other_means(name):
 
 def test_a_linear_flow_has_its_singular_values():
     sigma = theory.spectrum("power 1", 10)
-    factor = theory.LinearFlow.with_singular_values(sigma, 3).factor
+    factor = theory.linear_flow(sigma, 3).weight
     torch.testing.assert_close(torch.linalg.svdvals(factor), sigma)
     assert (factor - torch.diag(sigma)).abs().max() > 0.1
 

@@ -5,7 +5,7 @@ import torch
 
 from companion.priors import RealNVP, load, save
 from companion.priors.bijections import Coupling, Squeeze
-from companion.priors.masks import ChannelOrder, CheckerboardCoupling, checkerboard, swapped_halves
+from companion.priors.checkerboard import ChannelOrder, CheckerboardCoupling, checkerboard, swapped_halves
 from companion.priors.networks import ResidualConditioner, norm_scale
 from companion.priors.realnvp import _by_position, _diagonal_first
 

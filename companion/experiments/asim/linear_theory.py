@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion import measure, recover
+from companion import _support, measure, priors, recover
 from companion.energy import Energy, LatentNorm, NoiseMisfit
 from companion.experiments.context import Context
 from companion.experiments.registry import experiment
@@ -36,24 +36,12 @@ class Settings:
     solved: int
 
 
-class LinearFlow:
-    """x = G z, the flow of the theorem: a prior for :class:`companion.energy.Energy`."""
-
-    def __init__(self, factor: Tensor) -> None:
-        self.factor, self.latent_dim = factor, factor.shape[1]
-        self.shape: tuple[int, ...] = (factor.shape[0],)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """G z of each row."""
-        return z @ self.factor.mT
-
-    @classmethod
-    def with_singular_values(cls, sigma: Tensor, seed: int) -> "LinearFlow":
-        """U diag(σ) Vᵀ with random orthogonal U and V."""
-        source = torch.Generator().manual_seed(seed)
-        square = torch.randn(2, len(sigma), len(sigma), generator=source, dtype=sigma.dtype)
-        left, right = torch.linalg.qr(square)[0]
-        return cls(left * sigma @ right.mT)
+def linear_flow(sigma: Tensor, seed: int) -> priors.Linear:
+    """x = U diag(σ) Vᵀ z with random orthogonal U and V."""
+    source = _support.generator(seed, "flow")
+    square = torch.randn(2, len(sigma), len(sigma), generator=source, dtype=sigma.dtype)
+    left, right = torch.linalg.qr(square)[0]
+    return priors.Linear(left * sigma @ right.mT)
 
 
 def spectrum(name: str, n: int) -> Tensor:
@@ -152,7 +140,7 @@ def linear_theory(settings: Settings, context: Context) -> tuple[dict[str, Any],
     for name, sigma in zip(context.progress(settings.spectra, "spectra"), sigmas, strict=True):
 
         def part(sigma: Tensor = sigma) -> tuple[dict, dict]:
-            flow = LinearFlow.with_singular_values(sigma, 7_000_000 + context.seed)
+            flow = linear_flow(sigma, context.seed)
             return _solved(settings, context, flow), _monte_carlo(settings, context, flow)
 
         outcome = context.part(f"spectrum={name}", part)
@@ -170,7 +158,7 @@ def linear_theory(settings: Settings, context: Context) -> tuple[dict[str, Any],
     return metrics, arrays | bounds | {"sigma": torch.stack(sigmas).numpy()}
 
 
-def _monte_carlo(settings: Settings, context: Context, flow: LinearFlow) -> dict[str, np.ndarray]:
+def _monte_carlo(settings: Settings, context: Context, flow: priors.Linear) -> dict[str, np.ndarray]:
     """‖x̂ − x‖² for each m and A, [m, draws]: its expectation over x, and its mean over sampled x."""
     results: dict[str, list[list[float]]] = {"expected": [], "sampled": []}
     for m in settings.counts:
@@ -179,21 +167,21 @@ def _monte_carlo(settings: Settings, context: Context, flow: LinearFlow) -> dict
             seed = 100_000 * context.seed + draw
             operator = measure.Gaussian(flow.shape, m, seed)
             # E‖x̂ − x‖² = ‖G (I − P)‖², P the projection onto the rows of A G.
-            rows_of_ag = torch.linalg.qr(operator(flow.factor.mT))[0]
-            left = flow.factor - flow.factor @ rows_of_ag @ rows_of_ag.mT
+            rows_of_ag = torch.linalg.qr(operator(flow.weight.mT))[0]
+            left = flow.weight - flow.weight @ rows_of_ag @ rows_of_ag.mT
             rows["expected"].append(float(left.square().sum()))
             # A seed of its own: that of A would draw x along a row of A.
             source = torch.Generator().manual_seed(8_000_000 + seed)
             z = torch.randn(settings.samples, flow.latent_dim, generator=source, dtype=torch.float64)
             x = flow.decode(z)
-            error = (gaussian_map(operator, operator(x), flow.factor).x - x).square().sum(1)
+            error = (gaussian_map(operator, operator(x), flow.weight).x - x).square().sum(1)
             rows["sampled"].append(float(error.mean()))
         for kind, values in rows.items():
             results[kind].append(values)
     return {kind: np.array(values) for kind, values in results.items()}
 
 
-def _solved(settings: Settings, context: Context, flow: LinearFlow) -> dict[str, Any]:
+def _solved(settings: Settings, context: Context, flow: priors.Linear) -> dict[str, Any]:
     """Largest difference of a pixel between minimiser and closed form, relative to the largest pixel of x."""
     operator = measure.Gaussian(flow.shape, settings.n // 4, 9_000_000 + context.seed)
     source = torch.Generator().manual_seed(9_500_000 + context.seed)
@@ -207,8 +195,8 @@ def _solved(settings: Settings, context: Context, flow: LinearFlow) -> dict[str,
         "posterior": recover.minimise(posterior, x.new_zeros(len(x), flow.latent_dim), **options),
     }
     exact = {
-        "from zero": gaussian_map(operator, operator(x), flow.factor),
-        "posterior": gaussian_map(operator, noisy, flow.factor, noise_std=noise.std),
+        "from zero": gaussian_map(operator, operator(x), flow.weight),
+        "posterior": gaussian_map(operator, noisy, flow.weight, noise_std=noise.std),
     }
     context.count_evaluations(sum(int(result.evaluations.sum()) for result in found.values()))
     return {name: float((found[name].x - exact[name].x).abs().max() / x.abs().max()) for name in found}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion import priors, recover
+from companion import priors, recover, training
 from companion.experiments.context import Context
 from companion.experiments.registry import experiment
 from companion.experiments.results import Result
@@ -77,10 +77,10 @@ def points(number: int, seed: int) -> Tensor:
 def train(number: int, width: int, couplings: int, steps: int, seed: int = 0) -> priors.PointFlow:
     """A flow trained on `number` points by maximum likelihood, frozen, in float64."""
     flow = priors.PointFlow(couplings=couplings, width=width, seed=seed)
-    options = priors.Settings(
+    options = training.Schedule(
         steps=steps, batch_size=256, learning_rate=5e-3, checkpoint_every=steps, validate_every=steps, seed=seed
     )
-    priors.fit(flow, points(number, seed).float(), priors.PointLikelihood(), options, progress=False)
+    training.fit(flow, points(number, seed).float(), training.PointLikelihood(), options, progress=False)
     return flow.double().eval().requires_grad_(False)
 
 

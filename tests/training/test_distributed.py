@@ -14,8 +14,8 @@ from flow_cases import perturb, rand
 from training_cases import SMALL, model, photos, start, train
 
 from companion import data, priors
-from companion.priors import Adversarial, Likelihood, Settings, distributed, recipes
 from companion.priors.checkpoint import read_tensors
+from companion.training import Adversarial, Likelihood, Schedule, distributed, recipes
 
 SHARED = replace(SMALL, steps=12, batch_size=5, checkpoint_every=4, validate_every=4, patience=3)
 
@@ -35,8 +35,8 @@ def _work(rank, folder, ports):
     with distributed.process_group() as device:
         answers = {"device": str(device), "world": distributed.world(), "rank": distributed.rank()}
         different = perturb(model(torch.float64), 0.1 * rank)  # the first process's weights count
-        flow, history = train(SHARED, flow=different, checkpoint=folder / f"run{rank}.training")
-        answers |= {"flow": flow.state_dict(), "score": history.score, "stopped": history.stopped_early}
+        flow, curve = train(SHARED, flow=different, checkpoint=folder / f"run{rank}.training")
+        answers |= {"flow": flow.state_dict(), "score": curve.score, "stopped": curve.stopped_early}
         # what process 0 wrote is continued by both, from its own folder alone
         more = replace(SHARED, seed=1)
         train(more, flow=model(torch.float64), checkpoint=folder / f"more{rank}.training")
@@ -47,14 +47,14 @@ def _work(rank, folder, ports):
         digits = (255 * rand(20, 1, 28, 28)).to(torch.uint8)
         gan = perturb(priors.GAN((1, 28, 28), latent_dim=4, width=4), 0.1 * rank)
         few = replace(SHARED, patience=None, steps=4)
-        options = {"objective": Adversarial(), "images": digits, "validation": digits}
+        options = {"criterion": Adversarial(), "images": digits, "validation": digits}
         answers["gan"] = train(few, flow=gan, **options)[0].state_dict()
-        for name, settings, objective in (
+        for name, schedule, criterion in (
             ("NaN", SHARED, Slips()),
             ("tiny batch", replace(SHARED, batch_size=1), None),
         ):
             try:
-                train(settings, objective=objective or Likelihood())
+                train(schedule, criterion=criterion or Likelihood())
             except (FloatingPointError, ValueError) as error:
                 answers[name] = str(error)
 
@@ -72,11 +72,12 @@ def _work(rank, folder, ports):
     os.environ["MASTER_PORT"] = str(ports[1])
     data.load = lambda name, split: SimpleNamespace(images=photos())
     recipes.RECIPES["small"] = recipes.Recipe(
-        model={"quick": model},
         data="photos",
         size=None,
-        objective=Likelihood,
-        settings={"quick": Settings(steps=3, batch_size=5, warm_up=1)},
+        criterion=Likelihood,
+        model=model,
+        schedule=Schedule(batch_size=5),
+        budgets={"quick": recipes.Budget({}, {})},
     )
     answers["recipe"] = str(recipes.train_recipe("small", "quick", out=folder, progress=False))
     answers["left open"] = torch.distributed.is_initialized()
@@ -100,11 +101,11 @@ def pair(tmp_path_factory):
 
 def test_two_processes_end_with_the_weights_of_one(pair):
     _, answers = pair
-    alone, history = train(SHARED, flow=model(torch.float64))
+    alone, curve = train(SHARED, flow=model(torch.float64))
     for answer in answers:
         assert answer["world"] == 2 and answer["device"] == "cpu"
-        assert answer["score"] == pytest.approx(history.score, rel=1e-9)
-        assert answer["stopped"] == history.stopped_early
+        assert answer["score"] == pytest.approx(curve.score, rel=1e-9)
+        assert answer["stopped"] == curve.stopped_early
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(answer["flow"][name], value, rtol=1e-8, atol=1e-9)
 
@@ -159,7 +160,9 @@ def test_torchrun_trains_a_recipe_and_one_process_speaks(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *command], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"glow-photos32 quick: stored in {tmp_path / 'glow-photos32.safetensors'}\n"
+    stored = f"glow-photos32 quick: stored in {tmp_path / 'glow-photos32.safetensors'}; "
+    assert done.stdout.startswith(stored) and "bits/dim on" in done.stdout and done.stdout.count("\n") == 1
+    assert done.stdout.endswith("after 20 steps: a trial of the command, not a prior to use\n")
     assert "Warning" not in done.stderr
     assert priors.load(tmp_path / "glow-photos32.safetensors").card
 

@@ -6,19 +6,19 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from companion.priors import distributed
+from companion import _support
 from companion.priors.base import Prior
-from companion.priors.checkpoint import one_line, read_tensors, write_tensors
-from companion.priors.precision import conditioners, mixed_precision
-from companion.priors.settings import History, Settings
-
-if TYPE_CHECKING:
-    from companion.priors.training import Objective
+from companion.priors.checkpoint import build, load, one_line, read_tensors, write_tensors
+from companion.training import distributed
+from companion.training.augment import augment
+from companion.training.criteria import Criterion
+from companion.training.precision import conditioners, mixed_precision
+from companion.training.schedule import LearningCurve, Schedule
 
 
 def as_pixels(images: Tensor, like: Tensor) -> Tensor:
@@ -30,46 +30,43 @@ def as_pixels(images: Tensor, like: Tensor) -> Tensor:
 class State:
     """Everything that a checkpoint of a running training holds."""
 
-    def __init__(self, model: Prior, objective: "Objective", settings: Settings, images: Tensor) -> None:
-        self.model, self.objective, self.settings = model, objective, settings
+    def __init__(self, model: Prior, criterion: Criterion, schedule: Schedule, images: Tensor) -> None:
+        self.model, self.criterion, self.schedule = model, criterion, schedule
         self.step = 0
-        self.history = History()
+        self.curve = LearningCurve()
         self.best_score, self.waited = math.inf, 0
         self.data = _fingerprint(images)
-        objective.prepare(model, self._batch(images)[0])
+        criterion.prepare(model, self._batch(images)[0], _support.generator(schedule.seed, "first batch"))
         distributed.copy_from_first(model.state_dict().values())
-        self.optimisers = objective.optimisers(model, settings)
+        self.optimisers = criterion.optimisers(model, schedule)
         self.players = distributed.players(model, len(self.optimisers))
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.best: dict[str, Tensor] = {}  # the average at the best validation; kept where patience asks for it
 
     def _batch(self, images: Tensor) -> tuple[Tensor, torch.Generator]:
-        draw = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.step)
-        chosen = images[torch.randint(len(images), (self.settings.batch_size,), generator=draw)]
-        if self.settings.flip:
-            mirrored = torch.rand(len(chosen), generator=draw) < 0.5
-            chosen = torch.where(mirrored.view(-1, 1, 1, 1), chosen.flip(-1), chosen)
-        return as_pixels(chosen, self.model.like), draw
+        draw = _support.generator(self.schedule.seed, "step", self.step)
+        chosen = images[torch.randint(len(images), (self.schedule.batch_size,), generator=draw, device="cpu")]
+        return augment(as_pixels(chosen, self.model.like), self.schedule.augment, draw), draw
 
     def update(self, images: Tensor) -> float:
         """One update of every player; the first player's loss."""
-        rows = distributed.own_rows(self.settings.batch_size)
+        rows = distributed.own_rows(self.schedule.batch_size)
         # its mean over the processes is what DistributedDataParallel makes of the gradients
-        share = distributed.world() * (rows.stop - rows.start) / self.settings.batch_size
-        inputs = [value[rows] for value in self.objective.inputs(self.model, *self._batch(images))]
+        share = distributed.world() * (rows.stop - rows.start) / self.schedule.batch_size
+        inputs = [value[rows] for value in self.criterion.inputs(self.model, *self._batch(images))]
         first = math.nan
         for index, (optimiser, loss_of) in enumerate(
-            zip(self.optimisers, self.objective.losses(self.model, *inputs), strict=True)
+            zip(self.optimisers, self.criterion.losses(self.model, *inputs), strict=True)
         ):
             for group in optimiser.param_groups:
-                group["lr"] = self.settings.rate(self.step)
+                group["lr"] = self.schedule.rate(self.step)
             optimiser.zero_grad(set_to_none=True)
             with self._precision():
                 loss = share * self.players(loss_of)
                 loss.backward()
             learned = [p for g in optimiser.param_groups for p in g["params"] if p.grad is not None]
             loss = distributed.mean(loss.detach())
-            norm = nn.utils.clip_grad_norm_(learned, self.settings.clip)
+            norm = nn.utils.clip_grad_norm_(learned, self.schedule.clip)
             # before the optimiser moves: a NaN in the weights could still reach a checkpoint
             if not (torch.isfinite(loss) and torch.isfinite(norm)):
                 raise FloatingPointError(
@@ -79,14 +76,14 @@ class State:
             optimiser.step()
             first = float(loss) if index == 0 else first
         # early steps count fully, so that the average forgets the initial weights
-        keep = min(self.settings.average, (1 + self.step) / (10 + self.step)) if self.settings.average else 0.0
+        keep = min(self.schedule.average, (1 + self.step) / (10 + self.step)) if self.schedule.average else 0.0
         with torch.no_grad():
             for name, p in self.model.named_parameters():
                 self.average[name].lerp_(p, 1 - keep)
         return first
 
     def _precision(self) -> AbstractContextManager[None]:
-        if self.settings.precision == "float32":
+        if self.schedule.precision == "float32":
             return nullcontext()
         return mixed_precision(conditioners(self.model), self.model.like.device.type)
 
@@ -103,19 +100,19 @@ class State:
         self._swap()
         self.model.eval()
         pixels = as_pixels(images, self.model.like)
-        score = distributed.from_first(lambda: self.objective.score(self.model, pixels))
+        score = distributed.from_first(lambda: self.criterion.score(self.model, pixels))
         self.model.train()
         self._swap()
-        self.history.validated.append(self.step)
-        self.history.score.append(score)
-        if self.settings.patience is None:
+        self.curve.validated.append(self.step)
+        self.curve.score.append(score)
+        if self.schedule.patience is None:
             return
         if score < self.best_score:
             self.best_score, self.waited = score, 0
             self.best = {name: value.clone() for name, value in self.average.items()}
         else:
             self.waited += 1
-            self.history.stopped_early = self.waited >= self.settings.patience
+            self.curve.stopped_early = self.waited >= self.schedule.patience
 
     def finish(self) -> None:
         """Leave the averaged weights in the model (with `patience`, the best of them), frozen for use."""
@@ -129,8 +126,8 @@ class State:
             "model": type(self.model).__name__,
             "config": self.model.config,
             "dtype": str(self.model.like.dtype),
-            "objective": type(self.objective).__name__,
-            "settings": asdict(self.settings),
+            "criterion": type(self.criterion).__name__,
+            "schedule": asdict(self.schedule),
             "data": self.data,
         }
         return json.loads(json.dumps(facts))  # as it comes back from a file
@@ -143,7 +140,7 @@ class State:
         for i, optimiser in enumerate(self.optimisers):
             for j, slots in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser{i}/{j}/{slot}": torch.as_tensor(v) for slot, v in slots.items()}
-        progress = {"step": self.step, "history": asdict(self.history), "best": self.best_score, "waited": self.waited}
+        progress = {"step": self.step, "curve": asdict(self.curve), "best": self.best_score, "waited": self.waited}
         distributed.from_first(lambda: write_tensors(path, tensors, self._about() | {"progress": progress}))
 
     def restore(self, path: Path) -> None:
@@ -173,13 +170,30 @@ class State:
                     slots.setdefault(int(j), {})[slot] = value
                 optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
             progress = about["progress"]
-            self.step, self.history = progress["step"], History(**progress["history"])
+            self.step, self.curve = progress["step"], LearningCurve(**progress["curve"])
             self.best_score, self.waited = progress["best"], progress["waited"]
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"checkpoint: got {path.name}, whose content does not fit the training it names ({one_line(error)}); "
                 "allowed: what this training wrote; remove the file to start afresh"
             ) from None
+
+
+def averaged(source: str | Path) -> Prior:
+    """The prior with the averaged weights that a checkpoint (a name or a file) or a running training's file holds.
+
+    From a file of a training that is still running, these are its averages so far: a prior to use, to save, or to
+    start another training from. Frozen, in evaluation mode, on the CPU; its ``card`` says from which step it is.
+    """
+    if Path(source).suffix != ".training":
+        return load(source)
+    path = Path(source)
+    tensors, about = read_tensors(path)
+    weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+    weights |= {name.removeprefix("average/"): value for name, value in tensors.items() if name.startswith("average/")}
+    prior = build(path, about, weights)
+    prior.card = {"step": about.get("progress", {}).get("step")}
+    return prior.eval().requires_grad_(False)
 
 
 def _fingerprint(images: Tensor) -> str:

@@ -12,11 +12,12 @@ import torch
 from flow_cases import rand, tiny
 from training_cases import SMALL, die, die_within, model, photos, same_weights, start, train
 
-from companion import _support, data, priors
-from companion.priors import Likelihood, PointFlow, PointLikelihood, Settings, recipes
+from companion import _support, data, priors, training
+from companion.priors import PointFlow
 from companion.priors.checkpoint import read_tensors
-from companion.priors.precision import conditioners, mixed_precision
-from companion.priors.training import as_pixels
+from companion.training import Likelihood, PointLikelihood, Schedule, recipes
+from companion.training.precision import conditioners, mixed_precision
+from companion.training.state import as_pixels
 
 # --- killed and continued
 
@@ -108,30 +109,30 @@ def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, where):
     path = tmp_path / "run.training"
     flow = model()
     with pytest.raises(FloatingPointError, match=r"step 10: the loss is .*, the norm of its gradient nan"):
-        train(checkpoint=path, objective=Stops(11, where), flow=flow)  # right after the second checkpoint
+        train(checkpoint=path, criterion=Stops(11, where), flow=flow)  # right after the second checkpoint
     tensors, about = read_tensors(path)
     assert about["progress"]["step"] == 10
     assert all(torch.isfinite(t).all() for t in tensors.values())
     assert all(torch.isfinite(p).all() for p in flow.parameters())
-    again, _ = train(checkpoint=path, objective=Stops())
-    assert same_weights(again, train(objective=Stops())[0])
+    again, _ = train(checkpoint=path, criterion=Stops())
+    assert same_weights(again, train(criterion=Stops())[0])
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
     path = tmp_path / "run.training"
-    flow, history = train(checkpoint=path)
-    objective = Stops()
-    again, same = train(checkpoint=path, objective=Likelihood())
-    assert same_weights(flow, again) and same.score == history.score and same.validated == [7, 14, 21, 24]
-    with pytest.raises(ValueError, match="another objective"):
-        train(checkpoint=path, objective=objective)
-    assert objective.calls == 0
+    flow, curve = train(checkpoint=path)
+    criterion = Stops()
+    again, same = train(checkpoint=path, criterion=Likelihood())
+    assert same_weights(flow, again) and same.score == curve.score and same.validated == [7, 14, 21, 24]
+    with pytest.raises(ValueError, match="another criterion"):
+        train(checkpoint=path, criterion=criterion)
+    assert criterion.calls == 0
 
 
 OTHERS = {
-    "settings": (
-        {"settings": replace(SMALL, learning_rate=1e-3, clip=5.0)},
-        r"another settings \(clip: 100.0, now 5.0, learning_rate: 0.002, now 0.001\)",
+    "schedule": (
+        {"schedule": replace(SMALL, learning_rate=1e-3, clip=5.0)},
+        r"another schedule \(clip: 100.0, now 5.0, learning_rate: 0.002, now 0.001\)",
     ),
     "model": ({"flow": priors.RealNVP(shape=(1, 4, 4), scales=1, blocks=1, width=2)}, "another model"),
     "config": ({"flow": model(width=5)}, r"another config \(width: 4, now 5\)"),
@@ -140,7 +141,7 @@ OTHERS = {
     "data": ({"images": photos(40, seed=8)}, "another data"),
     "data of another dtype": ({"images": photos() / 255}, "another data"),
     "fewer data": ({"images": photos()[:-1]}, "another data"),
-    "objective": ({"objective": Stops()}, "another objective"),
+    "criterion": ({"criterion": Stops()}, "another criterion"),
 }
 
 
@@ -155,7 +156,7 @@ def finished(tmp_path_factory):
 def test_the_state_of_another_run_is_refused_and_left_alone(finished, other, message):
     before = finished.read_bytes()
     with pytest.raises(ValueError, match=r"checkpoint: run.training was written with " + message):
-        train(**({"settings": SMALL} | other), checkpoint=finished)
+        train(**({"schedule": SMALL} | other), checkpoint=finished)
     assert finished.read_bytes() == before
 
 
@@ -218,31 +219,31 @@ PATIENT = replace(SMALL, steps=60, validate_every=4, patience=2)
     ],
 )
 def test_patience_stops_and_the_model_gets_its_best_averaged_weights(scores, stops_after, best):
-    objective = Scripted(scores)
-    flow, history = train(PATIENT, objective=objective)
-    assert len(history.score) == stops_after and history.stopped_early == (stops_after < 15)
-    assert equals(flow, objective.seen[best])
+    criterion = Scripted(scores)
+    flow, curve = train(PATIENT, criterion=criterion)
+    assert len(curve.score) == stops_after and curve.stopped_early == (stops_after < 15)
+    assert equals(flow, criterion.seen[best])
     assert not flow.training and not any(p.requires_grad for p in flow.parameters())
 
 
 def test_without_patience_the_model_gets_its_last_averaged_weights():
-    objective = Scripted([1.0, 2.0, 3.0, 4.0])
-    flow, history = train(objective=objective)
-    assert equals(flow, objective.seen[-1]) and not history.stopped_early
+    criterion = Scripted([1.0, 2.0, 3.0, 4.0])
+    flow, curve = train(criterion=criterion)
+    assert equals(flow, criterion.seen[-1]) and not curve.stopped_early
 
 
 def test_the_best_weights_survive_an_interruption(tmp_path):
     path = tmp_path / "run.training"
     whole = Scripted([3.0, 2.0, 2.5, 2.6])
-    train(PATIENT, objective=whole)
+    train(PATIENT, criterion=whole)
     first = Scripted([3.0, 2.0], nan_at=12)
     with pytest.raises(FloatingPointError):  # last checkpoint at step 10, best validation at step 8
-        train(PATIENT, objective=first, checkpoint=path)
+        train(PATIENT, criterion=first, checkpoint=path)
     second = Scripted([2.5, 2.6])
-    flow, history = train(PATIENT, objective=second, checkpoint=path)
-    assert history.score == [3.0, 2.0, 2.5, 2.6] and history.stopped_early
+    flow, curve = train(PATIENT, criterion=second, checkpoint=path)
+    assert curve.score == [3.0, 2.0, 2.5, 2.6] and curve.stopped_early
     assert equals(flow, whole.seen[1])
-    third, again = train(PATIENT, objective=Scripted([]), checkpoint=path)  # stopped for good
+    third, again = train(PATIENT, criterion=Scripted([]), checkpoint=path)  # stopped for good
     assert same_weights(third, flow) and again.stopped_early
 
 
@@ -255,8 +256,8 @@ class Watched(Likelihood):
     def __init__(self, factor=1.0, descent=False):
         self.factor, self.descent, self.weights, self.batches = factor, descent, [], []
 
-    def optimisers(self, model, settings):
-        return [torch.optim.SGD(model.parameters(), 1.0)] if self.descent else super().optimisers(model, settings)
+    def optimisers(self, model, schedule):
+        return [torch.optim.SGD(model.parameters(), 1.0)] if self.descent else super().optimisers(model, schedule)
 
     def inputs(self, model, batch, draw):
         self.batches.append(batch)
@@ -273,11 +274,11 @@ def flat(flow):
 
 
 def test_the_model_gets_the_moving_average_of_its_weights():
-    objective = Watched()
-    last, _ = train(replace(SMALL, average=0.0), flow=model(torch.float64), objective=objective)
-    trajectory = [*objective.weights[1:], flat(last)]
+    criterion = Watched()
+    last, _ = train(replace(SMALL, average=0.0), flow=model(torch.float64), criterion=criterion)
+    trajectory = [*criterion.weights[1:], flat(last)]
     averaged, _ = train(flow=model(torch.float64))
-    expected = objective.weights[0]
+    expected = criterion.weights[0]
     for step, weights in enumerate(trajectory):
         keep = min(SMALL.average, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * weights
@@ -287,46 +288,33 @@ def test_the_model_gets_the_moving_average_of_its_weights():
 
 @pytest.mark.parametrize("clip", [0.5, 3.0])
 def test_the_gradient_is_clipped_to_its_largest_norm(clip):
-    objective = Watched(factor=1e6, descent=True)
-    settings = replace(SMALL, steps=5, clip=clip, learning_rate=1e-3)
-    train(settings, flow=model(torch.float64), objective=objective)
-    moves = [float((b - a).norm()) for a, b in zip(objective.weights, objective.weights[1:], strict=False)]
-    assert moves == pytest.approx([settings.rate(step) * clip for step in range(4)], rel=1e-6)
+    criterion = Watched(factor=1e6, descent=True)
+    schedule = replace(SMALL, steps=5, clip=clip, learning_rate=1e-3)
+    train(schedule, flow=model(torch.float64), criterion=criterion)
+    moves = [float((b - a).norm()) for a, b in zip(criterion.weights, criterion.weights[1:], strict=False)]
+    assert moves == pytest.approx([schedule.rate(step) * clip for step in range(4)], rel=1e-6)
 
 
 def test_the_rate_rises_linearly_and_falls_along_a_cosine():
-    settings = Settings(steps=100, learning_rate=0.5, warm_up=10)
-    assert [settings.rate(s) for s in (0, 4)] == pytest.approx(
+    schedule = Schedule(steps=100, learning_rate=0.5, warm_up=10)
+    assert [schedule.rate(s) for s in (0, 4)] == pytest.approx(
         [0.05, 0.25 * 0.5 * (1 + math.cos(0.04 * math.pi))], rel=1e-9
     )
-    assert settings.rate(50) == pytest.approx(0.25) and 0 < settings.rate(99) < 2e-4
-    constant = Settings(steps=100, learning_rate=0.5, warm_up=0, decay=False)
+    assert schedule.rate(50) == pytest.approx(0.25) and 0 < schedule.rate(99) < 2e-4
+    constant = Schedule(steps=100, learning_rate=0.5, warm_up=0, decay=False)
     assert {constant.rate(s) for s in range(100)} == {0.5}
-
-
-def test_half_of_the_images_are_mirrored():
-    ramp = torch.arange(4).float().div(3).expand(30, 1, 4, 4)
-    for flip, least, most in ((False, 0.0, 0.0), (True, 0.35, 0.65)):
-        objective = Watched()
-        images = 0.9 * ramp + 0.1 * rand(30, 1, 1, 1, dtype=torch.float32)
-        train(replace(SMALL, flip=flip), images=images, objective=objective)
-        batches = torch.cat(objective.batches)
-        share = float((batches[:, 0, 0, 0] > batches[:, 0, 0, 3]).float().mean())
-        assert least <= share <= most
-        known = {tuple(v.tolist()) for v in torch.cat([images, images.flip(-1)]).flatten(1)}
-        assert all(tuple(v.tolist()) in known for v in batches.flatten(1))
 
 
 def test_training_lowers_the_bits_per_dimension():
     flow = model(width=8)
     data = photos(200)
     flow.initialise(flow.pixels.dequantise(as_pixels(data, flow.like), 0))
-    objective = Likelihood()
-    before = objective.score(flow, as_pixels(photos(50, seed=6), flow.like))
-    _, history = train(replace(SMALL, steps=80, learning_rate=5e-3, batch_size=32), flow=flow, images=data)
-    assert history.score[-1] < before - 0.2
-    assert history.steps == [20, 40, 60, 80] and history.loss[-1] < history.loss[0] and history.seconds > 0
-    assert history.validated == [*range(7, 80, 7), 80]
+    criterion = Likelihood()
+    before = criterion.score(flow, as_pixels(photos(50, seed=6), flow.like))
+    _, curve = train(replace(SMALL, steps=80, learning_rate=5e-3, batch_size=32), flow=flow, images=data)
+    assert curve.score[-1] < before - 0.2
+    assert curve.steps == [20, 40, 60, 80] and curve.loss[-1] < curve.loss[0] and curve.seconds > 0
+    assert curve.validated == [*range(7, 80, 7), 80]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -338,7 +326,7 @@ def test_bytes_and_fractions_are_the_same_images(dtype):
 
 
 def test_progress_is_shown_when_asked_for(capfd):
-    priors.fit(model(), photos(), Likelihood(), replace(SMALL, steps=20))
+    training.fit(model(), photos(), Likelihood(), replace(SMALL, steps=20))
     shown = capfd.readouterr().err
     assert "bits/dim" in shown and "images/s" in shown and "20/20" in shown
     train(replace(SMALL, steps=20))
@@ -366,7 +354,7 @@ def test_progress_is_shown_when_asked_for(capfd):
 )
 def test_bad_settings_are_refused_by_name(wrong, message):
     with pytest.raises(ValueError, match=message):
-        Settings(**wrong)
+        Schedule(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -380,31 +368,39 @@ def test_bad_settings_are_refused_by_name(wrong, message):
         ({"images": [1]}, "images: got shape list"),
         ({"validation": photos()[0]}, r"validation: got shape \(1, 4, 4\)"),
         ({"validation": photos() / 100}, "validation: got pixels"),
-        ({"images": torch.full((9, 1, 4, 4), 0.5), "objective": PointLikelihood()}, "first batch: got .* constant"),
-        ({"settings": replace(SMALL, patience=1), "validation": None}, "patience: got 1 without validation images"),
-        ({"settings": replace(SMALL, precision="mixed")}, "precision: got 'mixed' for Glow on cpu"),
+        ({"images": torch.full((9, 1, 4, 4), 0.5), "criterion": PointLikelihood()}, "first batch: got .* constant"),
+        ({"schedule": replace(SMALL, patience=1), "validation": None}, "patience: got 1 without validation images"),
+        (
+            {
+                "flow": priors.VAE((1, 4, 4), 2, (5,)),
+                "criterion": training.Elbo(),
+                "schedule": replace(SMALL, precision="mixed"),
+            },
+            "precision: got 'mixed' for VAE",
+        ),
         (
             {"flow": PointFlow(couplings=2, width=2), "images": torch.rand(9, 2), "validation": None},
-            r"flip: got True for data of shape \(2,\)",
+            r"augment: got \('flip',\) for data of shape \(2,\)",
         ),
     ],
 )
 def test_bad_input_is_refused_before_the_first_step(options, message):
     with pytest.raises(ValueError, match=message) as refusal:
-        train(**({"settings": SMALL} | options))
+        train(**({"schedule": SMALL} | options))
     assert "\n" not in str(refusal.value)
 
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     """A store of its own, with a recipe of three steps and its checkpoint of the laptop profile."""
-    few = Settings(steps=3, batch_size=5, warm_up=1)
+    few = Schedule(steps=3, batch_size=5, warm_up=1)
     small = recipes.Recipe(
-        model=dict.fromkeys(recipes.PROFILES, model),
         data="photos",
         size=None,
-        objective=Likelihood,
-        settings=dict.fromkeys(recipes.PROFILES, few),
+        criterion=Likelihood,
+        model=model,
+        schedule=few,
+        budgets=dict.fromkeys(recipes.PROFILES, recipes.Budget({}, {})),
     )
     monkeypatch.setitem(recipes.RECIPES, "small", small)
     monkeypatch.setattr(_support, "store", lambda: tmp_path)
@@ -419,32 +415,32 @@ def test_a_stored_checkpoint_is_replaced_by_a_lesser_one_only_when_asked_to(shop
     with pytest.raises(
         ValueError, match="profile: got 'quick', but the stored small is of 'laptop'; allowed: laptop, "
     ):
-        priors.train_recipe("small", "quick", progress=False)
+        training.train_recipe("small", "quick", progress=False)
     assert shop.read_bytes() == before and [path.name for path in shop.parent.iterdir()] == [shop.name]
-    priors.train_recipe("small", "quick", out=tmp_path / "mine", progress=False)
+    training.train_recipe("small", "quick", out=tmp_path / "mine", progress=False)
     assert shop.read_bytes() == before
     for profile, options in (("laptop", {}), ("quick", {"replace": True}), ("quick", {}), ("paper", {})):
-        assert priors.train_recipe("small", profile, progress=False, **options) == shop
+        assert training.train_recipe("small", profile, progress=False, **options) == shop
         assert priors.load("small").card["profile"] == profile
 
 
 def test_a_damaged_checkpoint_is_replaced(shop):
     shop.write_bytes(shop.read_bytes()[:-9])
-    assert priors.load(priors.train_recipe("small", "quick", progress=False)).card["profile"] == "quick"
+    assert priors.load(training.train_recipe("small", "quick", progress=False)).card["profile"] == "quick"
 
 
 @pytest.mark.parametrize("out", ["/dev/null", "/proc/self", "/proc/x"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_training(shop, monkeypatch, out):
     monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ValueError, match=rf"out: got {out} \(.*Error\); allowed: a folder that can be written"):
-        priors.train_recipe("small", "quick", out=Path(out))
+        training.train_recipe("small", "quick", out=Path(out))
 
 
 def test_points_are_trained_too():
     flow = PointFlow(couplings=2, width=4)
     points = 5 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0)) - 7
-    settings = replace(SMALL, flip=False, steps=10)
-    priors.fit(flow, points, PointLikelihood(), settings, validation=points, progress=False)
+    schedule = replace(SMALL, augment=(), steps=10)
+    training.fit(flow, points, PointLikelihood(), schedule, validation=points, progress=False)
     assert torch.isfinite(flow.log_prob(points)).all()
 
 
@@ -473,8 +469,8 @@ def test_mixed_precision_runs_the_networks_alone_in_bfloat16():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_mixed_precision_trains_on_cuda():
-    settings = replace(SMALL, steps=60, learning_rate=5e-3)
+    schedule = replace(SMALL, steps=60, learning_rate=5e-3)
     plain, mixed = (
-        train(replace(settings, precision=precision), device="cuda")[1].score[-1] for precision in ("float32", "mixed")
+        train(replace(schedule, precision=precision), device="cuda")[1].score[-1] for precision in ("float32", "mixed")
     )
     assert mixed == pytest.approx(plain, abs=0.1)

@@ -4,54 +4,51 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from companion.priors import (
-    GAN,
-    VAE,
+from companion import _support
+from companion.priors import GAN, VAE, PointFlow, Prior, RealNVP
+from companion.training import (
     Adversarial,
+    Criterion,
     Elbo,
-    PointFlow,
     PointLikelihood,
-    RealNVP,
-    Settings,
+    Schedule,
     WeightNormLikelihood,
     fit,
 )
-from companion.priors.base import Prior
-from companion.priors.objectives import sliced_wasserstein
-from companion.priors.recipes import RECIPES
-from companion.priors.training import Objective
+from companion.training.criteria import sliced_wasserstein
+from companion.training.recipes import RECIPES
 
-SHORT = Settings(steps=8, batch_size=6, warm_up=2, checkpoint_every=3, validate_every=4, average=0.5)
+SHORT = Schedule(steps=8, batch_size=6, warm_up=2, checkpoint_every=3, validate_every=4, average=0.5)
 
 
 def images(number: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(number, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def adversarial() -> tuple[Prior, Objective, torch.Tensor]:
+def adversarial() -> tuple[Prior, Criterion, torch.Tensor]:
     return GAN(latent_dim=4, width=2), Adversarial(), images(12, (1, 28, 28))
 
 
-def elbo() -> tuple[Prior, Objective, torch.Tensor]:
+def elbo() -> tuple[Prior, Criterion, torch.Tensor]:
     vae = VAE((1, 4, 4), 2, (5,), likelihood="gaussian")
     return vae, Elbo(), images(12, (1, 4, 4))
 
 
-def points() -> tuple[Prior, Objective, torch.Tensor]:
+def points() -> tuple[Prior, Criterion, torch.Tensor]:
     return PointFlow(2, 5), PointLikelihood(), images(12, (2,))
 
 
-def weight_norm() -> tuple[Prior, Objective, torch.Tensor]:
+def weight_norm() -> tuple[Prior, Criterion, torch.Tensor]:
     flow = RealNVP((1, 4, 4), scales=2, blocks=1, width=3)
     return flow, WeightNormLikelihood(0.1), images(12, (1, 4, 4))
 
 
 @pytest.mark.parametrize("make", [adversarial, elbo, points, weight_norm])
 def test_a_killed_training_ends_as_an_unbroken_one(make, tmp_path, monkeypatch):
-    model, objective, data = make()
-    whole = fit(model, data, objective, SHORT, validation=data, progress=False)
-    again, objective, _ = make()
-    calls, losses = [], type(objective).losses
+    model, criterion, data = make()
+    whole = fit(model, data, criterion, SHORT, validation=data, progress=False)
+    again, criterion, _ = make()
+    calls, losses = [], type(criterion).losses
 
     def killed(self, *inputs):
         calls.append(1)
@@ -60,10 +57,10 @@ def test_a_killed_training_ends_as_an_unbroken_one(make, tmp_path, monkeypatch):
         return losses(self, *inputs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(type(objective), "losses", killed)
-        fit(again, data, objective, SHORT, validation=data, checkpoint=tmp_path / "state", progress=False)
-    third, objective, _ = make()
-    resumed = fit(third, data, objective, SHORT, validation=data, checkpoint=tmp_path / "state", progress=False)
+        patch.setattr(type(criterion), "losses", killed)
+        fit(again, data, criterion, SHORT, validation=data, checkpoint=tmp_path / "state", progress=False)
+    third, criterion, _ = make()
+    resumed = fit(third, data, criterion, SHORT, validation=data, checkpoint=tmp_path / "state", progress=False)
     assert resumed.score == whole.score and len(calls) == 6
     for (name, value), other in zip(model.state_dict().items(), third.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
@@ -73,7 +70,7 @@ def test_a_killed_training_ends_as_an_unbroken_one(make, tmp_path, monkeypatch):
 def test_both_players_move_as_in_a_plain_loop():
     """One update beside binary cross-entropy and Adam written out, in double precision."""
     data = images(6, (1, 28, 28)).double()
-    settings = Settings(steps=1, batch_size=6, learning_rate=2e-4, warm_up=0, decay=False, average=0.0, clip=1e9)
+    schedule = Schedule(steps=1, batch_size=6, learning_rate=2e-4, warm_up=0, decay=False, average=0.0, clip=1e9)
     model, plain = (GAN(latent_dim=4, width=2).double() for _ in range(2))
     seen: list[torch.Tensor] = []
 
@@ -82,7 +79,7 @@ def test_both_players_move_as_in_a_plain_loop():
             seen.extend(super().inputs(model, batch, draw))
             return tuple(seen)
 
-    fit(model, data, Watched(), settings, progress=False)
+    fit(model, data, Watched(), schedule, progress=False)
     real, z = seen
     fake = plain.decode(z)
     one, zero = torch.ones(6).double(), torch.zeros(6).double()
@@ -124,16 +121,16 @@ def test_elbo_is_the_mean_of_the_models_bound():
         assert torch.equal(inputs[0], x) == (likelihood == "bernoulli")
         assert Elbo().losses(vae, *inputs)[0]() == -vae.elbo_with(*inputs).mean()
         assert Elbo().score(vae, x) == pytest.approx(
-            -vae.elbo_with(*Elbo().inputs(vae, x, torch.Generator().manual_seed(0))).mean().item()
+            -vae.elbo_with(*Elbo().inputs(vae, x, _support.generator(0, "validation"))).mean().item()
         )
 
 
 def test_training_improves_the_scores():
-    steps = Settings(steps=60, batch_size=32, learning_rate=1e-2, warm_up=5, average=0.5, validate_every=20)
+    steps = Schedule(steps=60, batch_size=32, learning_rate=1e-2, warm_up=5, average=0.5, validate_every=20)
     vae, _, _ = elbo()
     ramp = torch.linspace(0, 1, 16).view(1, 1, 4, 4).expand(64, -1, -1, -1).contiguous()
-    history = fit(vae, ramp, Elbo(), steps, validation=ramp, progress=False)
-    assert history.score[-1] < history.score[0] - 3
+    curve = fit(vae, ramp, Elbo(), steps, validation=ramp, progress=False)
+    assert curve.score[-1] < curve.score[0] - 3
     assert (vae.decode(vae.encode(ramp[:1])) - ramp[:1]).square().mean() < 0.02  # the ramp's variance is 0.1
 
 
@@ -150,7 +147,7 @@ def test_sliced_wasserstein_is_scipys_distance_along_each_direction():
 
 def test_the_stored_checkpoints_fit_in_40_megabytes():
     bytes_of = {
-        name: 4 * sum(p.numel() for p in recipe.model["laptop"]().parameters()) for name, recipe in RECIPES.items()
+        name: 4 * sum(p.numel() for p in recipe.build("laptop")[0].parameters()) for name, recipe in RECIPES.items()
     }
     assert sum(bytes_of.values()) < 40e6 and max(bytes_of.values()) < 6e6
 

@@ -2,13 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from companion import _support
-from companion.priors.precision import PRECISIONS
+from companion.training.augment import AUGMENTATIONS
+from companion.training.precision import PRECISIONS
+
+_COUNTS = ("steps", "batch_size", "checkpoint_every", "validate_every")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Schedule:
     """How to train.
 
     Attributes
@@ -21,13 +25,16 @@ class Settings:
         Largest norm of the gradient.
     average
         Decay of the exponential moving average of the weights, which the trained model gets (0: no averaging).
-    flip
-        Mirror half of the images, chosen at random.
+    augment
+        Random changes of the images, by name: see :func:`companion.training.augment.augment`.
+    seed
+        Of every random number that training draws.
     checkpoint_every, validate_every, patience
         Steps between checkpoints and between validations; with `patience`, training stops after that many validations
         without a better score, and the model gets the weights of the best one.
     precision
-        "float32" (the model's own dtype throughout), or "mixed": on CUDA, conditioners of a flow compute in bfloat16.
+        "float32" (the model's own dtype throughout), or "mixed": the conditioners of a flow compute in bfloat16
+        (CUDA, and processors with instructions for it).
     """
 
     steps: int = 1000
@@ -37,7 +44,7 @@ class Settings:
     decay: bool = True
     clip: float = 100.0
     average: float = 0.99
-    flip: bool = False
+    augment: tuple[str, ...] = ()
     seed: int = 0
     checkpoint_every: int = 200
     validate_every: int = 200
@@ -45,12 +52,18 @@ class Settings:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "validate_every"):
-            _support.count(name, getattr(self, name))
-        _support.count("warm_up", self.warm_up, least=0)
-        _support.count("seed", self.seed, least=0)
-        _support.positive("learning_rate", self.learning_rate)
-        _support.positive("clip", self.clip)
+        plain: dict[str, Any] = {
+            name: _support.count(name, getattr(self, name), least=least)
+            for least, names in {1: _COUNTS, 0: ("warm_up", "seed")}.items()
+            for name in names
+        }
+        plain |= {name: _support.positive(name, getattr(self, name)) for name in ("learning_rate", "clip")}
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)  # Python's own numbers, which the file of a training can hold
+        if isinstance(self.augment, str):
+            raise ValueError(f"augment: got {self.augment!r}; allowed: a tuple of names, such as ('flip',)")
+        for name in self.augment:
+            _support.one_of("augment", name, AUGMENTATIONS)
         if not 0 <= self.average < 1:
             raise ValueError(f"average: got {self.average!r}; allowed: a number in [0, 1)")
         if self.patience is not None:
@@ -65,7 +78,7 @@ class Settings:
 
 
 @dataclass
-class History:
+class LearningCurve:
     """What training did: step and training loss, validation scores, and whether it went on to the last step."""
 
     steps: list[int] = field(default_factory=list)

@@ -11,11 +11,19 @@ import torch
 from flow_cases import rand
 from torch import Tensor
 
-from companion import priors
-from companion.priors import Glow, Likelihood, Settings
+from companion import training
+from companion.priors import Glow
+from companion.training import Likelihood, Schedule
 
-SMALL = Settings(
-    steps=24, batch_size=6, learning_rate=2e-3, warm_up=4, average=0.8, flip=True, checkpoint_every=5, validate_every=7
+SMALL = Schedule(
+    steps=24,
+    batch_size=6,
+    learning_rate=2e-3,
+    warm_up=4,
+    average=0.8,
+    augment=("flip",),
+    checkpoint_every=5,
+    validate_every=7,
 )
 
 
@@ -29,12 +37,12 @@ def model(dtype: torch.dtype = torch.float32, **config: object) -> Glow:
     return Glow(**({"shape": (1, 4, 4), "levels": 1, "steps": 2, "width": 4} | config)).to(dtype)
 
 
-def train(settings: Settings = SMALL, *, checkpoint: Path | None = None, **options: object) -> tuple[Glow, object]:
-    """A model trained on `photos`, and its history."""
+def train(schedule: Schedule = SMALL, *, checkpoint: Path | None = None, **options: object) -> tuple[Glow, object]:
+    """A model trained on `photos`, and its curve."""
     flow = options.pop("flow", None) or model()
-    options = {"objective": Likelihood(), "validation": photos(9, seed=6), "images": photos()} | options
-    history = priors.fit(flow, settings=settings, checkpoint=checkpoint, progress=False, **options)
-    return flow, history
+    options = {"criterion": Likelihood(), "validation": photos(9, seed=6), "images": photos()} | options
+    curve = training.fit(flow, schedule=schedule, checkpoint=checkpoint, progress=False, **options)
+    return flow, curve
 
 
 def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -45,7 +53,9 @@ def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 def start(target, *args: object) -> multiprocessing.process.BaseProcess:
     """Run `target` in a process of its own, forked from one that has imported everything and done nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "test_training", "test_distributed", "companion.data", "torch._dynamo"])
+    context.set_forkserver_preload(
+        ["__main__", "test_training", "test_distributed", "companion.training", "torch._dynamo"]
+    )
     process = context.Process(target=target, args=args, daemon=True)
     process.start()
     return process
