@@ -163,3 +163,11 @@ def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     example = re.search(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.startswith("torch.Size([1, 3, 32, 32])")
+
+
+def test_readme_calls_what_the_package_has() -> None:
+    import companion
+
+    assert [
+        name for name in re.findall(r"`companion\.(\w+)\(\)`", README) if not callable(getattr(companion, name))
+    ] == []
