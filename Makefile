@@ -67,7 +67,7 @@ lint: .venv/.installed
 
 check: lint
 	@echo "Running the tests that are not slow (pytest, $(JOBS) processes) ..."
-	@$(PYTEST) tests companion -m 'not slow and not browser' \
+	@$(PYTEST) tests companion -m 'not slow and not browser' --durations=10 --durations-min=3 \
 		|| { echo "make: a test failed (see above)." >&2; exit 1; }
 
 test: lint
