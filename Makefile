@@ -1,7 +1,8 @@
-# `make book` renders the book, `make test` checks everything; `make` alone lists the targets.
+# `make book` renders the book, `make check` and `make test` check it; `make` alone lists the targets.
 
 PYTHON        ?= python3
 PROFILE       ?= quick
+JOBS          ?= 2
 VENV_OPTIONS  ?=
 PIP_OPTIONS   ?=
 TORCH_OPTIONS ?=
@@ -10,20 +11,26 @@ TORCH_SPEC    ?= $(if $(findstring system-site,$(VENV_OPTIONS)),$(shell sed -n '
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS)
+# Processes side by side with one thread each: threads of two processes would spin while they wait for each other.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+# One process a file, since a chapter's cells share a kernel; tests/conftest.py puts the long files first.
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 # What the site is made of; folders are listed too, so that a removed page is noticed.
 PAGES := $(shell find _config.yml _toc.yml book/. \( -name __pycache__ -o -name .ipynb_checkpoints -o -name _tools \) -prune -o -print)
 
-.PHONY: help book test lab chapters bench clean
+.PHONY: help book lint check test lab chapters bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book      build the site and say where index.html is"
-	@echo "make test      lint, types, import order, tests, every chapter re-run, site checks"
+	@echo "make lint      style, types, import order"
+	@echo "make check     lint, and every test that is not slow; a minute"
+	@echo "make test      lint, all tests, every chapter re-run, site checks"
 	@echo "make lab       open the chapters in JupyterLab"
 	@echo "make chapters  re-execute the chapters that changed (PROFILE=quick; FORCE=1 for all)"
 	@echo "make bench     speed and memory beside other libraries"
 	@echo "make clean     remove what was built; keeps .venv"
-	@echo "The first four create .venv when it is missing. Options: see README.md, \"Installing\"."
+	@echo "Each creates .venv when it is missing. Options: see README.md, \"Installing\"."
 
 .venv/.locked: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is missing or older than 3.11. Install Python 3.11 or newer, or name it: make PYTHON=python3.12" >&2; exit 1; }
@@ -49,7 +56,7 @@ _build/.site: .venv/.installed $(PAGES)
 book: _build/.site
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
-test: .venv/.installed
+lint: .venv/.installed
 	@echo "Checking style (ruff) ..."
 	@$(BIN)/ruff check --quiet . || { echo "make: ruff found the faults above; many mend themselves: .venv/bin/ruff check --fix ." >&2; exit 1; }
 	@$(BIN)/ruff format --quiet --check . || { echo "make: some files are not formatted; run: .venv/bin/ruff format ." >&2; exit 1; }
@@ -57,9 +64,16 @@ test: .venv/.installed
 	@$(BIN)/mypy --no-error-summary || { echo "make: mend the types named above." >&2; exit 1; }
 	@echo "Checking the direction of imports (import-linter) ..."
 	@$(BIN)/lint-imports > .venv/imports.log || { cat .venv/imports.log; echo "make: imports go one way only; the order is in pyproject.toml, [tool.importlinter]." >&2; exit 1; }
+
+check: lint
+	@echo "Running the tests that are not slow (pytest, $(JOBS) processes) ..."
+	@$(PYTEST) tests companion -m 'not slow and not browser' --durations=10 --durations-min=3 \
+		|| { echo "make: a test failed (see above)." >&2; exit 1; }
+
+test: lint
 	@$(MAKE) --no-print-directory _build/.site
-	@echo "Running the tests, every chapter and the site checks (pytest) ..."
-	@$(BIN)/python -m pytest tests book --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=book/_tools/nbval-sanitize.cfg --ignore-glob='*/.ipynb_checkpoints/*' \
+	@echo "Running the tests, every chapter and the site checks (pytest, $(JOBS) processes) ..."
+	@$(PYTEST) tests companion book --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=book/_tools/nbval-sanitize.cfg --ignore-glob='*/.ipynb_checkpoints/*' \
 		|| { echo "make: a test failed (see above). Stale chapters are run again by: make chapters" >&2; exit 1; }
 
 lab: .venv/.installed
@@ -68,7 +82,7 @@ lab: .venv/.installed
 
 chapters: .venv/.installed
 	@echo "Re-executing the chapters whose code, stored results or profile changed (profile $(PROFILE)) ..."
-	@$(BIN)/python book/_tools/run_chapters.py --profile '$(PROFILE)' $(if $(FORCE),--force)
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python book/_tools/run_chapters.py --profile '$(PROFILE)' $(if $(FORCE),--force)
 
 bench: .venv/.installed
 	@echo "Measuring speed and memory beside other libraries (benchmarks/); a few minutes ..."

@@ -4,6 +4,14 @@ One idea runs through it: an image ``x`` is measured (:mod:`companion.measure`),
 (:mod:`companion.priors`), misfit and penalty add up to an energy of ``z`` (:mod:`companion.energy`), and that energy is
 minimised (:mod:`companion.recover`).
 
+>>> from companion import data, evaluate, measure, priors, recover
+>>> photo = data.load("photos", split="test")[:1]
+>>> operator = measure.Gaussian((3, 32, 32), 600, seed=0)  # a fifth as many measurements as values
+>>> flow = priors.load("glow-photos32")
+>>> found = recover.flow_latent(flow, operator, operator(photo), max_iterations=30)
+>>> bool(evaluate.psnr(found.x, photo) > 20)
+True
+
 Modules load when they are first used, so that ``import companion`` stays quick.
 """
 

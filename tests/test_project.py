@@ -1,11 +1,16 @@
-"""The project's files agree: lock, pyproject.toml, environment.yml, Makefile and README."""
+"""The project's files agree with each other and do what the README says."""
 
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -14,11 +19,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = dict(
-    (canonicalize_name(name), pin)
-    for name, _, pin in (line.partition("==") for line in (ROOT / "requirements.lock").read_text().split())
-)
+LINES = (ROOT / "requirements.lock").read_text().splitlines()
+LOCK = {canonicalize_name(name): pin for name, _, pin in (line.partition("==") for line in LINES)}
 
 
 def direct() -> list[Requirement]:
@@ -28,9 +33,10 @@ def direct() -> list[Requirement]:
 
 
 def test_lock_is_pins_and_nothing_else() -> None:
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
-        assert re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.]+", line)
-    assert len(LOCK) == len((ROOT / "requirements.lock").read_text().splitlines())
+    pins = [re.fullmatch(r"([A-Za-z0-9][\w.-]*)==[\w.]+", line) for line in LINES]
+    assert [line for line, pin in zip(LINES, pins, strict=True) if pin is None] == []
+    times = Counter(canonicalize_name(pin[1]) for pin in pins)
+    assert [name for name in times if times[name] > 1] == []
 
 
 @pytest.mark.parametrize("requirement", direct(), ids=lambda requirement: requirement.name)
@@ -64,13 +70,11 @@ def test_lock_is_complete() -> None:
     assert missing == []
 
 
-def test_torch_range_admits_what_the_readme_promises() -> None:
+def test_torch_range_is_what_the_readme_promises() -> None:
     torch = next(requirement for requirement in direct() if requirement.name == "torch")
-    assert [v for v in ("2.10.0", "2.11.0", "2.12.1", "2.13.0", "2.14.0") if torch.specifier.contains(v)] == [
-        "2.11.0",
-        "2.12.1",
-        "2.13.0",
-    ]
+    low, high = map(int, re.search(r"another torch, 2\.(\d+) to 2\.(\d+)", README).groups())
+    admitted = [minor for minor in range(low + high) if torch.specifier.contains(f"2.{minor}.1")]
+    assert admitted == list(range(low, high + 1))
 
 
 def test_environment_yml_installs_the_lock() -> None:
@@ -82,37 +86,88 @@ def test_environment_yml_installs_the_lock() -> None:
 
 def test_pyproject_says_why_each_dependency_is_there() -> None:
     lines = [line for line in (ROOT / "pyproject.toml").read_text().splitlines() if re.match(r'    "[\w-]+[=<>]', line)]
-    assert len(lines) == len(direct())
+    assert {re.match(r'    "([\w-]+)', line)[1] for line in lines} == {requirement.name for requirement in direct()}
     # the theme's two pins share one reason
     assert [line for line in lines if "#" not in line and "pydata-sphinx-theme" not in line] == []
 
 
+def make(*arguments: str) -> str:
+    """What make prints."""
+    command = ["make", "--no-print-directory", *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
 def test_make_lists_its_targets() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
-    shown = subprocess.run(
-        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert re.findall(r"^make (\w+)", shown, re.MULTILINE) == [t for t in targets if t != "help"]
+    targets = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
+    assert re.findall(r"^make (\w+)", make(), re.MULTILINE) == [t for t in targets if t != "help"]
+
+
+def test_processes_of_the_tests_use_one_thread_each() -> None:
+    shown = make("--dry-run", "--assume-old=.venv/.installed", "check")
+    (start,) = re.findall(r"^(.*) -m pytest ", shown, re.MULTILINE)
+    chosen = [word for word in start.split() if "=" in word]
+    unset = [f"--unset={word.partition('=')[0]}" for word in chosen]
+    code = "import torch; print(torch.get_num_threads())"
+    command = ["env", *unset, *chosen, sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_long_files_are_run_first(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
+    (tmp_path / "test_a.py").write_text("def test_quick(): pass\ndef test_too(): pass\n")
+    (tmp_path / "test_b.py").write_text("import pytest\n@pytest.mark.slow\ndef test_slow(): pass\ndef test_a(): pass\n")
+    for name, cells in (("one", 1), ("two", 2)):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1") for _ in range(cells)])
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "--nbval", "-q", "-p", "no:cacheprovider", "."]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    files = dict.fromkeys(re.findall(r"^([\w.]+)::", shown, re.MULTILINE))
+    assert list(files) == ["two.ipynb", "one.ipynb", "test_b.py", "test_a.py"]
+
+
+def test_a_commit_is_checked_by_make_check_without_downloads() -> None:
+    (source,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert source["repo"] == "local"
+    assert [hook["entry"].split()[-1] for hook in source["hooks"] if hook["language"] == "system"] == ["check"]
+
+
+def test_citation_names_the_sources_as_the_bibliography_does() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert (str(citation["version"]), citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert re.search(r"title  = \{(.*)\},", README)[1] == citation["title"]
+    bibliography = re.sub(r"[{}]", "", (ROOT / "book" / "references.bib").read_text())
+    for source in citation["references"]:
+        entry = next(each for each in bibliography.split("\n@") if f"= {source['title']},\n" in each)
+        names = [f"{a['family-names']}, {a['given-names']}" for a in source["authors"]]
+        assert re.search(r"author\s+= (.*),\n", entry)[1] == " and ".join(names)
+        assert str(source.get("year", "")) in entry
 
 
 def test_version_is_the_same_everywhere() -> None:
     import companion
 
     assert PROJECT["version"] == companion.__version__
-    assert f"Version {companion.__version__}" in (ROOT / "README.md").read_text()
+    assert f"Version {companion.__version__}" in README
     assert f"## {companion.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_readme_variables_are_those_of_make() -> None:
-    named = re.findall(r"^\| `(\w+)=", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(named) == 5
-    for name in named:
-        assert re.search(rf"^{name} +\?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+def test_readme_explains_the_variables_of_make() -> None:
+    named = re.findall(r"^\| `(\w+)=", README, re.MULTILINE)
+    assert sorted(named) == sorted(re.findall(r"^(\w+) +\?=", MAKEFILE, re.MULTILINE))
 
 
 def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    example = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
-    assert len([line for line in example.splitlines() if line]) <= 12
+    example = re.search(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.startswith("torch.Size([1, 3, 32, 32])")
+
+
+def test_readme_calls_what_the_package_has() -> None:
+    import companion
+
+    assert [
+        name for name in re.findall(r"`companion\.(\w+)\(\)`", README) if not callable(getattr(companion, name))
+    ] == []

@@ -11,6 +11,8 @@ from companion import data, evaluate, experiments, measure, priors, recover
 from companion.experiments.asim import compressed_sensing as cs
 from companion.experiments.context import Context
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(
     cs._tiny(cs._PHOTOS, (80, 160)), budget=12, seeds=2, restarts=(1, 3), weights=(0.003, 3.0), classical=("tv",)
 )

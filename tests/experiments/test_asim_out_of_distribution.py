@@ -8,6 +8,8 @@ from sklearn.metrics import roc_auc_score
 from companion import experiments, priors
 from companion.experiments.asim import out_of_distribution as ood
 
+pytestmark = pytest.mark.slow
+
 COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 
 

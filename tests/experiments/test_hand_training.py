@@ -8,6 +8,8 @@ from companion import data, experiments, priors
 from companion.experiments.hand.score import tightened
 from companion.experiments.hand.typicality import families
 
+pytestmark = pytest.mark.slow
+
 
 def test_typicality_quick_profile(tmp_path):
     result = experiments.run("hand.typicality", "quick", device="cpu", out=tmp_path)

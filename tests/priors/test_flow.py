@@ -215,6 +215,7 @@ def blown_up(factor: float = 40.0, **settings) -> Glow:
 FAR = {"ordinary": 1.0, "far": 1e3, "very far": 1e20, "black": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coupling", ["affine", "additive"])
 @pytest.mark.parametrize("scale", FAR.values(), ids=FAR.keys())
 def test_weights_blown_up_40_fold_give_finite_numbers_and_a_warning(coupling, scale):

@@ -69,6 +69,7 @@ def assert_same(mine: list[Tensor], theirs: list[Tensor], tolerance: float) -> N
         assert (a - b).norm() <= tolerance * max(b.norm(), 1e-3 * whole)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("loss", LOSSES)
@@ -192,6 +193,7 @@ def test_training_is_the_ordinary_training() -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_check_works() -> None:
     flow = small_glow()
     x = batch(flow)

@@ -81,6 +81,7 @@ def test_every_coordinate_is_moved_and_every_parameter_learns():
     assert all(p.grad.abs().sum() > 0 for p in flow.parameters())
 
 
+@pytest.mark.slow
 def test_training_reaches_the_entropy_of_a_known_density():
     """Bimodal × uniform (as Asim et al. 2020, App. G): the entropy of the mixture, by quadrature, plus log 2."""
     draw = torch.Generator().manual_seed(0)

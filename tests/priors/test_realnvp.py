@@ -49,6 +49,7 @@ def test_decode_undoes_encode(config, dtype, tolerance):
     assert (flow.decode(z) - x).abs().max() > 0 or dtype == torch.float64  # two different computations
 
 
+@pytest.mark.slow
 def test_log_determinant_is_that_of_the_jacobian(config):
     flow = perturbed(**config)
     x = pictures(flow, 2)
@@ -89,6 +90,7 @@ def test_weights_blown_up_forty_fold_stay_finite(config):
     assert all(torch.isfinite(v).all() for v in (z, log_det, back, log_prob))
 
 
+@pytest.mark.slow
 def test_saved_copied_and_converted_flows_agree(config, tmp_path):
     flow = perturbed(torch.float32, **config)
     flow.initialise(pictures(flow, 8))

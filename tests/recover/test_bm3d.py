@@ -21,6 +21,7 @@ def noisy_photographs(channels, std, batch=2, side=16):
     return clean, clean + std * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @needs_package
 @pytest.mark.parametrize("channels", [1, 3])
 def test_is_the_packages_result_and_gains_decibels(channels):

@@ -107,6 +107,7 @@ def test_flow_image_stays_where_the_flow_can_represent_pixels():
     assert result.x.max() > 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["realnvp-mnist", "glow-mnist"])
 def test_flow_image_stays_in_the_narrow_domain_of_the_stored_flows(name):
     flow = load(name)

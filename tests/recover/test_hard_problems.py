@@ -12,6 +12,8 @@ import torch
 from companion import measure, priors, recover
 from companion.energy import Energy, FlowLikelihood, LatentNorm, SquaredMisfit
 
+pytestmark = pytest.mark.slow
+
 KINDS = 20
 IMAGES = 10
 BUDGET = 20

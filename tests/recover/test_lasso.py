@@ -70,6 +70,7 @@ def test_wavelets_are_pywavelets_as_deep_as_both_sides_are_even(wavelet, size, d
     assert np.allclose(basis.analyse(x).numpy(), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", BASES)
 @pytest.mark.parametrize(("m", "weight"), [(20, 0.01), (20, 1.0), (60, 0.1)])
 def test_same_minimum_as_scikit_learn(basis, m, weight):
@@ -97,6 +98,7 @@ def test_result_holds_the_objective_of_what_it_returns(basis):
     assert torch.allclose(result.energy, energy, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_default_tolerance_bounds_the_excess_of_the_objective():
     operator, y = measure.Gaussian(SHAPE, 20, 0), draws(4, 20)
     best = lasso(operator, y, weight=0.1, tolerance=1e-10, max_iterations=100_000).energy
@@ -116,6 +118,7 @@ def test_denoising_is_soft_thresholding_at_half_the_weight(basis, weight):
     assert torch.allclose(result.x, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ["dct", "wavelet"])
 def test_no_image_depends_on_its_neighbours(basis):
     x = photograph_crops() * torch.tensor([1.0, 0.3, 0.0]).view(-1, 1, 1, 1)
@@ -129,6 +132,7 @@ def test_no_image_depends_on_its_neighbours(basis):
     assert torch.equal(together.x[2], torch.zeros_like(x[2])) and together.converged[2]
 
 
+@pytest.mark.slow
 def test_a_small_weight_needs_no_large_budget():
     x = photograph_crops()
     operator = measure.Gaussian(tuple(x.shape[1:]), 60, 0)
@@ -140,6 +144,7 @@ def test_a_small_weight_needs_no_large_budget():
     assert (evaluate.psnr(cut.x, x) - evaluate.psnr(full.x, x)).abs().max() < 0.5
 
 
+@pytest.mark.slow
 def test_result_says_what_happened():
     operator, y = measure.Gaussian(SHAPE, 20, 0), draws(2, 20)
     cut = lasso(operator, y, max_iterations=5, tolerance=1e-9)

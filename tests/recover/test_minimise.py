@@ -113,6 +113,7 @@ def test_adam_is_torchs_adam():
     torch.testing.assert_close(result.energy, torch.stack(energies).amin(0), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", recover.METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_posterior_mean_of_the_linear_gaussian_problem(method, dtype):

@@ -46,6 +46,7 @@ def same(one, other, index):
     assert torch.equal(one.trace["energy"], other.trace["energy"][:steps, index])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", recover.METHODS)
 @pytest.mark.parametrize(("penalty", "space"), [(None, "z"), (LatentNorm(0.05), "z"), (FlowLikelihood(0.01), "x")])
 def test_a_flow_problem_alone_and_in_a_batch(flow, method, penalty, space):
@@ -60,6 +61,7 @@ def test_a_flow_problem_alone_and_in_a_batch(flow, method, penalty, space):
         same(recover.minimise(energy.select(index), start[index], method, **options), together, index)
 
 
+@pytest.mark.slow
 def test_the_same_through_hundreds_of_iterations(flow):
     operator, y = measured(flow, m=192, batch=2)
     together = recover.flow_latent(flow, operator, y, 0.02, max_iterations=140)

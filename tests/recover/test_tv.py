@@ -48,6 +48,7 @@ OPERATORS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.2, 1.0])
 @pytest.mark.parametrize("operator", OPERATORS, ids=["m=15", "m=60", "mask", "identity"])
 def test_minimum_lies_in_the_bracket_of_a_smoothed_objective(operator, weight):

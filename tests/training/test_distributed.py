@@ -154,6 +154,7 @@ def test_a_recipe_joins_the_processes_that_a_launcher_started(pair):
     assert priors.load(folder / "small.safetensors").card["data"].startswith("photos, training split, 40 images")
 
 
+@pytest.mark.slow
 def test_torchrun_trains_a_recipe_and_one_process_speaks(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "companion.cli", "train", "glow-photos32", "--profile", "quick", "--out", str(tmp_path)]

@@ -67,6 +67,7 @@ def unbroken(tmp_path_factory):
     return priors.load(folder / "trained.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in the middle of the file", "before it is renamed"])
 def test_a_run_killed_while_writing_its_checkpoint_ends_as_an_unbroken_one(tmp_path, unbroken, moment):
     child = start(_train, tmp_path, moment)
@@ -78,6 +79,7 @@ def test_a_run_killed_while_writing_its_checkpoint_ends_as_an_unbroken_one(tmp_p
     assert same_weights(priors.load(tmp_path / "trained.safetensors"), unbroken)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_at_random_moments_ends_as_an_unbroken_one(tmp_path, unbroken):
     for attempt in range(5):
         child = start(_train, tmp_path, unbroken.card["seconds"], attempt)
@@ -104,6 +106,7 @@ class Stops(Likelihood):
         return [lambda: loss() + torch.sqrt(0 * model.like.sum())]  # finite, with the derivative 0 · ∞
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, where):
     path = tmp_path / "run.training"
