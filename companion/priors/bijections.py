@@ -199,7 +199,7 @@ def _sites(x: Tensor) -> int:
 
 
 class Folded(NamedTuple):
-    """ActNorm and 1×1 convolution as one map of each pixel, z = weight · x + bias, its inverse, and log|det| at one pixel."""
+    """ActNorm and 1×1 convolution as one map of each pixel, z = weight · x + bias, its inverse, and its log|det|."""
 
     weight: Tensor
     bias: Tensor
