@@ -24,8 +24,10 @@ class Companion(Model):
 
     def __init__(self, steps: int, memory_saving: bool = False) -> None:
         super().__init__()
-        from companion import priors  # here, so that the processes of the other libraries are as they are without it
+        # here, so that the processes of the other libraries are as they are without it
+        from companion import _support, priors
 
+        _support.keep_freed_memory()
         flow = priors.Glow(SHAPE, LEVELS, steps, WIDTH)
         self.flow = priors.memory_saving(flow) if memory_saving else flow
 

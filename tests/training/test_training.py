@@ -451,7 +451,7 @@ def test_a_data_set_is_taken_and_another_is_refused_by_name():
     images = data.Images(photos(), None, "mine", "train")
     flow, _ = train(images=images, validation=images)
     assert same_weights(flow, train(validation=photos())[0])
-    with pytest.raises(ValueError, match="images: got a TensorDataset; allowed: a data set of companion.data, or a"):
+    with pytest.raises(ValueError, match=r"images: got a TensorDataset; allowed: a data set of companion.data, or a"):
         train(images=torch.utils.data.TensorDataset(photos()))
 
 
@@ -476,8 +476,8 @@ def test_training_starts_from_the_averaged_weights_of_another(tmp_path):
     assert same_weights(exported, first) and exported.card == {"step": SMALL.steps}
     saved = priors.save(first, tmp_path / "first.safetensors")
     still = replace(SMALL, steps=1, learning_rate=1e-30, average=0.0)
-    for start in (path, saved, str(saved)):
-        flow, _ = train(still, flow=model(seed=9), start=start)
+    for source in (path, saved, str(saved)):
+        flow, _ = train(still, flow=model(seed=9), start=source)
         assert same_weights(flow, first)
     with pytest.raises(ValueError, match=r"start: got a Glow with .*; allowed: the model's own architecture"):
         train(flow=model(width=5), start=path)
