@@ -248,11 +248,7 @@ class ChannelMix(Bijection):
         matrix, inverse, log_det = self.mix.matrices()
         weight = matrix * scale
         return Folded(
-            weight,
-            weight @ self.norm.bias,
-            inverse / scale[:, None],
-            -self.norm.bias,
-            log_scale.sum() + log_det,
+            weight, weight @ self.norm.bias, inverse / scale[:, None], -self.norm.bias, log_scale.sum() + log_det
         )
 
     @torch.no_grad()
