@@ -82,7 +82,7 @@ def call(capsys, *arguments):
         (["data"], "ACTION"),
         (["data", "fetch", "moon"], "data set: got 'moon'; allowed: digits"),
         (["train", "moon"], "recipe: got 'moon'; allowed: a-flow"),
-        (["train", "a-flow", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop, paper"),
+        (["train", "a-flow", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop"),
     ],
 )
 def test_bad_arguments_exit_2_with_one_line_that_says_which(tiny, fakes, capsys, arguments, says):
@@ -95,21 +95,27 @@ def test_bad_arguments_exit_2_with_one_line_that_says_which(tiny, fakes, capsys,
 def fakes(monkeypatch):
     """Stand-ins for the modules that train and fetch, so that neither happens here."""
     calls = []
-    priors = types.ModuleType("companion.priors")
-    priors.recipe_names = lambda: ["a-flow"]
-    priors.train_recipe = lambda *given, **named: calls.append((given, named)) or Path("there.safetensors")
+    training = types.ModuleType("companion.training")
+    training.PROFILES, training.quality = ("quick", "laptop"), lambda path: "good"
+    training.recipe_names = lambda: ["a-flow"]
+    training.train_recipe = lambda *given, **named: calls.append((given, named)) or Path("there.safetensors")
     data = types.ModuleType("companion.data")
     data.names = lambda: ["digits", "mnist"]
     data.fetch = lambda name: calls.append(name) or ([] if name == "digits" else [Path("mnist/a.gz")])
-    monkeypatch.setitem(sys.modules, "companion.priors", priors)
+    monkeypatch.setitem(sys.modules, "companion.training", training)
     monkeypatch.setitem(sys.modules, "companion.data", data)
     return calls
 
 
 def test_train_and_fetch_reach_their_modules(fakes, capsys, tmp_path):
     code, out, _ = call(capsys, "train", "a-flow", "--profile", "laptop", "--out", tmp_path, "--device", "cpu")
-    assert (code, out) == (0, "a-flow laptop: stored in there.safetensors\n")
-    assert fakes == [(("a-flow", "laptop"), {"out": tmp_path, "device": "cpu", "progress": True, "replace": False})]
+    assert (code, out) == (0, "a-flow laptop: stored in there.safetensors; good\n")
+    assert fakes == [
+        (
+            ("a-flow", "laptop"),
+            {"out": tmp_path, "device": "cpu", "progress": True, "replace": False, "start": None, "export": False},
+        )
+    ]
     assert call(capsys, "train", "a-flow", "--replace")[0] == 0 and fakes[1][1]["replace"] is True
     assert call(capsys, "data", "fetch", "mnist")[:2] == (0, "mnist: mnist/a.gz\n")
     assert call(capsys, "data", "fetch", "digits")[:2] == (0, "digits: embedded, nothing to fetch\n")

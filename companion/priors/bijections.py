@@ -199,7 +199,7 @@ def _sites(x: Tensor) -> int:
 
 
 class Folded(NamedTuple):
-    """ActNorm and 1×1 convolution as one map of each pixel, z = weight · x + bias, its inverse, and log|det| at one pixel."""
+    """ActNorm and 1×1 convolution as one map of each pixel, z = weight · x + bias, its inverse, and its log|det|."""
 
     weight: Tensor
     bias: Tensor
@@ -248,11 +248,7 @@ class ChannelMix(Bijection):
         matrix, inverse, log_det = self.mix.matrices()
         weight = matrix * scale
         return Folded(
-            weight,
-            weight @ self.norm.bias,
-            inverse / scale[:, None],
-            -self.norm.bias,
-            log_scale.sum() + log_det,
+            weight, weight @ self.norm.bias, inverse / scale[:, None], -self.norm.bias, log_scale.sum() + log_det
         )
 
     @torch.no_grad()

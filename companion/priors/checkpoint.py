@@ -84,7 +84,7 @@ def locate(name: str | Path) -> Path:
     """Path of a checkpoint given by its stored name or as a file; else ValueError."""
     if name in names():
         return _support.store() / "checkpoints" / f"{name}.safetensors"
-    if not Path(name).is_file():
+    if not isinstance(name, str | Path) or not Path(name).is_file():
         known = ", ".join(names()) or "nothing yet"
         raise ValueError(f"prior: got {str(name)!r}, and there is no such file; allowed: a checkpoint file or {known}")
     return Path(name)

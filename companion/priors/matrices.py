@@ -76,8 +76,4 @@ def _random_rotation(size: int, seed: int | torch.Generator) -> Tensor:
     return torch.linalg.qr(draw)[0].float()
 
 
-MIXES: dict[str, Callable[..., Matrix]] = {
-    "rotation": Rotation,
-    "lu": LUMatrix,
-    "dense": DenseMatrix,
-}
+MIXES: dict[str, Callable[..., Matrix]] = {"rotation": Rotation, "lu": LUMatrix, "dense": DenseMatrix}

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.priors.base import own_precision, transforming
-from companion.priors.bijections import (
-    Bijection,
-    Chain,
-    ChannelMix,
-    Coupling,
-    Mapped,
-    split_channels,
-)
+from companion.priors.bijections import Bijection, Chain, ChannelMix, Coupling, Mapped, split_channels
 from companion.priors.flow import Flow
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)

@@ -84,13 +84,7 @@ class DenseConditioner(nn.Sequential):
     """Two hidden layers of `width` SiLU units for vectors; smooth, and zero at first."""
 
     def __init__(self, inputs: int, outputs: int, width: int, seed: Seed) -> None:
-        layers = [
-            nn.Linear(inputs, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, outputs),
-        ]
+        layers = [nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, outputs)]
         super().__init__(*layers)
         he_initialise(self, seed)
         zero_last(layers[-1])

@@ -63,7 +63,7 @@ _ANY_PHOTO = ("flip", "turn", "colours", "brightness")
 _NIGHT: dict[str, Any] = {"average": 0.9995, "precision": "mixed", "checkpoint_every": 500, "validate_every": 1000}
 
 _COLOUR: dict[str, Any] = {"squeeze": "haar", "colours": "opponent"}
-_DRAWING = {"shape": (1, 28, 28), "pixels": "logit", "contraction": 0.999}  # see PixelMap on the contraction
+_DRAWING: dict[str, Any] = {"shape": (1, 28, 28), "pixels": "logit", "contraction": 0.999}  # why: see PixelMap
 _GLOW_32 = partial(Glow, shape=(3, 32, 32), levels=3)
 _GLOW_64 = partial(Glow, shape=(3, 64, 64), levels=4)
 _GLOW_64_BUDGETS = _budgets(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from companion import priors
+from companion import priors, training
 from companion.priors.bijections import Chain
 from companion.priors.memory import memory_saving
 from companion.priors.points import PointFlow
@@ -182,11 +182,11 @@ def test_shares_everything_and_leaves_the_flow_alone() -> None:
 
 def test_training_is_the_ordinary_training() -> None:
     images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    settings = priors.Settings(steps=6, batch_size=8, warm_up=2)
+    settings = training.Schedule(steps=6, batch_size=8, warm_up=2)
     flows = []
     for wrap in (lambda flow: flow, memory_saving):
         flow = priors.Glow((3, 8, 8), levels=2, steps=2, width=8).double()
-        priors.fit(wrap(flow), images, priors.Likelihood(), settings, progress=False)
+        training.fit(wrap(flow), images, training.Likelihood(), settings, progress=False)
         assert bool(flow.initialised)
         flows.append(flow)
     for a, b in zip(flows[0].parameters(), flows[1].parameters(), strict=True):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from companion.priors import VAE, load, save
+from companion.priors import VAE
 
 KINDS = {
     "dense": {"shape": (1, 3, 3), "latent_dim": 2, "hidden": (6,)},
@@ -38,21 +38,6 @@ def pictures(vae: VAE, number: int = 3) -> torch.Tensor:
 @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
 def config(request: pytest.FixtureRequest) -> dict:
     return request.param
-
-
-def test_shapes_ranges_and_independence_of_images(config):
-    vae = perturbed(**config)
-    x = pictures(vae, 4)
-    z = vae.encode(x)
-    assert z.shape == (4, config["latent_dim"])
-    decoded = vae.decode(z)
-    assert decoded.shape == x.shape and decoded.min() >= 0 and decoded.max() <= 1
-    assert vae.elbo(x, seed=0).shape == (4,)
-    noise = torch.zeros_like(z)
-    alone = torch.cat([vae.elbo_with(x[i : i + 1], noise[:1]) for i in range(4)])
-    torch.testing.assert_close(vae.train().elbo_with(x, noise), alone, rtol=1e-12, atol=1e-10)
-    assert torch.equal(vae.elbo(x, seed=3), vae.eval().elbo(x, seed=3))
-    assert not torch.equal(vae.elbo(x, seed=3), vae.elbo(x, seed=4))
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
@@ -102,12 +87,6 @@ def test_bits_per_dim_bounds_the_codelength_of_pixels():
     assert abs(float(many.detach().mean()) + sum(log_density) / (2 * math.log(2))) < 1e-3
 
 
-def test_every_parameter_gets_a_gradient(config):
-    vae = perturbed(**config)
-    vae.elbo(pictures(vae)).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
-
-
 def test_weights_blown_up_forty_fold_stay_finite(config):
     vae = perturbed(1.0, torch.float32, **config)
     with torch.no_grad():
@@ -116,16 +95,6 @@ def test_weights_blown_up_forty_fold_stay_finite(config):
     x = pictures(vae)
     values = (vae.encode(x), vae.decode(100 * torch.ones(2, vae.latent_dim)), vae.elbo(x), vae.sample(2))
     assert all(torch.isfinite(v).all() for v in values)
-
-
-def test_saved_and_converted_models_agree(config, tmp_path):
-    vae = perturbed(dtype=torch.float32, **config)
-    x = pictures(vae)
-    loaded = load(save(vae, tmp_path / "vae.safetensors"))
-    assert torch.equal(loaded.elbo(x, seed=1), vae.elbo(x, seed=1))
-    assert not any(p.requires_grad for p in loaded.parameters()) and not loaded.training
-    z = vae.encode(x)
-    torch.testing.assert_close(vae.double().decode(z.double()).float(), loaded.decode(z), rtol=1e-4, atol=1e-5)
 
 
 def test_the_published_layers():

@@ -139,17 +139,19 @@ def test_sliced_wasserstein_is_scipys_distance_along_each_direction():
     x, y = (torch.randn(40, 3, generator=draw, dtype=torch.float64) for _ in range(2))
     directions = F.normalize(torch.randn(3, 20, generator=torch.Generator().manual_seed(7), dtype=torch.float64), dim=0)
     by_scipy = [stats.wasserstein_distance(x @ d, y @ d) for d in directions.T]
-    assert sliced_wasserstein(x, y, 20, seed=7) == pytest.approx(float(np.mean(by_scipy)), rel=1e-10)
+    assert sliced_wasserstein(x, y, 20, seed=torch.Generator().manual_seed(7)) == pytest.approx(
+        float(np.mean(by_scipy)), rel=1e-10
+    )
     assert sliced_wasserstein(x, x.flip(0)) == 0
     with pytest.raises(ValueError, match="y: got shape"):
         sliced_wasserstein(x, y[:3])
 
 
-def test_the_stored_checkpoints_fit_in_40_megabytes():
+def test_the_stored_checkpoints_fit_in_60_megabytes():
     bytes_of = {
         name: 4 * sum(p.numel() for p in recipe.build("laptop")[0].parameters()) for name, recipe in RECIPES.items()
     }
-    assert sum(bytes_of.values()) < 40e6 and max(bytes_of.values()) < 6e6
+    assert sum(bytes_of.values()) < 60e6 and max(bytes_of.values()) < 6e6
 
 
 def test_a_negative_penalty_is_refused():

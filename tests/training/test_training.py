@@ -447,6 +447,62 @@ def test_points_are_trained_too():
     assert torch.isfinite(flow.log_prob(points)).all()
 
 
+# --- data sets, smoothed images, and starts from averaged weights
+
+
+def test_a_data_set_is_taken_and_another_is_refused_by_name():
+    images = data.Images(photos(), None, "mine", "train")
+    flow, _ = train(images=images, validation=images)
+    assert same_weights(flow, train(validation=photos())[0])
+    with pytest.raises(ValueError, match=r"images: got a TensorDataset; allowed: a data set of companion.data, or a"):
+        train(images=torch.utils.data.TensorDataset(photos()))
+
+
+def test_a_smoothed_likelihood_is_that_of_noisy_images():
+    flow, std = tiny(dtype=torch.float64), 0.2
+    x = as_pixels(photos(400), flow.like)
+    (noisy,) = training.SmoothedLikelihood(std).inputs(flow, x, torch.Generator().manual_seed(0))
+    excess = noisy - x
+    assert float(excess.var()) == pytest.approx(std**2 + 1 / (12 * 255**2), rel=0.05)
+    score = training.SmoothedLikelihood(std).score(flow, x)
+    assert score == training.SmoothedLikelihood(std).score(flow, x)  # the noise of validation is fixed
+    expected = flow.pixels.bits_per_dim(flow.log_prob(noisy), 16).mean()  # other noise of the same kind
+    assert score == pytest.approx(float(expected), abs=0.05)
+    with pytest.raises(ValueError, match="model: got a flow with logit pixels"):
+        train(flow=model(pixels="logit"), criterion=training.SmoothedLikelihood(std))
+
+
+def test_training_starts_from_the_averaged_weights_of_another(tmp_path):
+    path = tmp_path / "run.training"
+    first, _ = train(checkpoint=path)
+    exported = training.averaged(path)
+    assert same_weights(exported, first) and exported.card == {"step": SMALL.steps}
+    saved = priors.save(first, tmp_path / "first.safetensors")
+    still = replace(SMALL, steps=1, learning_rate=1e-30, average=0.0)
+    for source in (path, saved, str(saved)):
+        flow, _ = train(still, flow=model(seed=9), start=source)
+        assert same_weights(flow, first)
+    with pytest.raises(ValueError, match=r"start: got a Glow with .*; allowed: the model's own architecture"):
+        train(flow=model(width=5), start=path)
+    again, _ = train(checkpoint=path, start=tmp_path / "missing.training")  # continued: no start is needed
+    assert same_weights(again, first)
+
+
+def test_a_running_training_is_exported(shop, monkeypatch):
+    running = shop.parent / "small.laptop.training"
+    criterion = Stops(3)
+    monkeypatch.setitem(recipes.RECIPES, "small", replace(recipes.RECIPES["small"], criterion=lambda: criterion))
+    monkeypatch.setattr(Stops, "__name__", "Likelihood")
+    few = replace(recipes.RECIPES["small"].schedule, checkpoint_every=1)
+    monkeypatch.setitem(recipes.RECIPES, "small", replace(recipes.RECIPES["small"], schedule=few))
+    with pytest.raises(FloatingPointError):
+        training.train_recipe("small", "laptop", progress=False)
+    training.train_recipe("small", "laptop", export=True)
+    exported = priors.load("small")
+    assert exported.card["steps"] == 2 and same_weights(exported, training.averaged(running)) and running.exists()
+    assert training.quality(shop).endswith("after 2 steps")
+
+
 # --- mixed precision
 
 

@@ -1,0 +1,187 @@
+"""What every model owes: one list of small examples, one test of each promise, for all of them."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from flow_cases import perturb, rand, randn
+from torch.func import grad, jvp, vmap
+
+from companion import priors
+from companion.priors import Flow, Linear, Prior, memory_saving
+
+SQUARE = randn(12, 12) / 4 + torch.eye(12, dtype=torch.float64)
+EXAMPLES: dict[str, list[dict]] = {
+    "Glow": [
+        {"shape": (3, 4, 4), "levels": 2, "steps": 2, "width": 5, "squeeze": "haar", "colours": "opponent"},
+        {"shape": (1, 4, 8), "levels": 2, "steps": 1, "width": 5, "conv1x1": "lu", "pixels": "logit"},
+        {"shape": (2, 4, 4), "levels": 1, "steps": 2, "width": 5, "conv1x1": "dense", "coupling": "additive"},
+    ],
+    "RealNVP": [
+        {"shape": (1, 6, 6), "scales": 2, "blocks": 1, "width": 3},
+        {"shape": (2, 3, 5), "scales": 1, "blocks": 2, "width": 3, "coupling": "additive", "pixels": "uniform"},
+    ],
+    "PointFlow": [{"couplings": 3, "width": 5}, {"couplings": 4, "width": 5, "dimension": 5, "coupling": "additive"}],
+    "Linear": [{"weight": SQUARE, "mean": randn(12), "shape": (3, 2, 2)}, {"weight": SQUARE[:, :5]}],
+    "VAE": [
+        {"shape": (1, 4, 4), "latent_dim": 3, "hidden": (6,)},
+        {"shape": (3, 8, 8), "latent_dim": 3, "hidden": (4, 5), "kind": "conv", "likelihood": "gaussian"},
+    ],
+    "GAN": [{"shape": (1, 28, 28), "latent_dim": 4, "width": 4}, {"shape": (3, 32, 32), "latent_dim": 4, "width": 8}],
+}
+CASES = [pytest.param(name, each, id=f"{name}{i}") for name in EXAMPLES for i, each in enumerate(EXAMPLES[name])]
+
+
+def make(name: str, config: dict, dtype: torch.dtype = torch.float64) -> Prior:
+    """The model with every parameter perturbed, as fresh couplings are the identity."""
+    return perturb(priors.MODELS[name](**config).to(dtype).eval(), 0.1)
+
+
+def only_densities(model: Prior) -> Prior:
+    if not isinstance(model, Flow) and not (isinstance(model, Linear) and model.latent_dim == 12):
+        pytest.skip("a generator without a density")
+    return model
+
+
+def jacobian(function, at: torch.Tensor) -> torch.Tensor:
+    found = torch.autograd.functional.jacobian(lambda row: function(row[None])[0], at)
+    return found.reshape(-1, at.numel())
+
+
+def test_every_public_model_has_an_example():
+    assert set(EXAMPLES) == set(priors.MODELS)
+    assert set(EXAMPLES) <= set(dir(priors))
+
+
+@pytest.mark.parametrize("name, config", CASES)
+def test_round_trips_log_determinants_and_both_densities(name, config):
+    model = only_densities(make(name, config))
+    x, z = 0.1 + 0.8 * rand(2, *model.shape), randn(2, model.latent_dim)
+    torch.testing.assert_close(model.decode(model.encode(x)), x, rtol=0, atol=1e-8)
+    image = model.decode(z)
+    torch.testing.assert_close(model.encode(image), z, rtol=0, atol=1e-8)
+    torch.testing.assert_close(model.log_prob_latent(z), model.log_prob(image), rtol=1e-9, atol=1e-7)
+    latent = torch.distributions.Normal(0, 1).log_prob(z).sum(1)
+    stretched = torch.stack([torch.linalg.slogdet(jacobian(model.decode, row))[1] for row in z])
+    torch.testing.assert_close(model.log_prob_latent(z), latent - stretched, rtol=1e-9, atol=1e-8)
+
+
+@pytest.mark.parametrize("name, config", CASES)
+def test_an_image_depends_neither_on_its_neighbours_nor_on_the_mode(name, config):
+    model = make(name, config)
+    z = randn(3, model.latent_dim)
+    x = model.decode(z)
+    assert x.shape == (3, *model.shape) and x.dtype == torch.float64
+    torch.testing.assert_close(model.decode(z[1:2]), x[1:2], rtol=1e-10, atol=1e-10)
+    if name != "GAN":  # batch normalisation, as its docstring says
+        torch.testing.assert_close(copy.deepcopy(model).train().decode(z), x, rtol=0, atol=0)
+    sample = model.sample(2, seed=5)
+    assert sample.shape == (2, *model.shape) and torch.equal(sample, model.sample(2, seed=5))
+    assert not torch.equal(sample, model.sample(2, seed=6))
+
+
+@pytest.mark.parametrize("name, config", CASES)
+def test_every_parameter_gets_a_gradient(name, config):
+    model = make(name, config)
+    x = 0.1 + 0.8 * rand(4, *model.shape)
+    if isinstance(model, Flow):
+        loss = model.log_prob(x)
+    elif name == "VAE":
+        loss = model.elbo(x)
+    elif name == "GAN":
+        loss = model.decode(randn(4, model.latent_dim)).flatten(1).square().sum(1) + model.discriminate(x)
+    else:
+        assert not list(model.parameters())
+        return
+    loss.sum().backward()
+    for key, p in model.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name, config", CASES)
+def test_saved_copied_and_pickled_models_are_the_same(name, config, dtype, tmp_path):
+    model = make(name, config, dtype)
+    z = randn(2, model.latent_dim, dtype=dtype)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    again = priors.MODELS[name](**config).to(dtype).eval()
+    again.load_state_dict(torch.load(io.BytesIO(buffer.getvalue())))
+    stored = priors.load(priors.save(model, tmp_path / "model.safetensors", {"a": 1}))
+    assert stored.card == {"a": 1} and stored.config == model.config and not stored.training
+    twins = [again, stored, copy.deepcopy(model)]
+    if name != "RealNVP":  # torch pickles no weight normalisation
+        twins.append(pickle.loads(pickle.dumps(model)))
+    for twin in twins:
+        assert type(twin) is type(model) and torch.equal(twin.decode(z), model.decode(z))
+    assert type(model).__name__ in repr(model)
+    half = priors.load(priors.save(model, tmp_path / "half.safetensors", half=True))
+    assert half.like.dtype == torch.float32
+    torch.testing.assert_close(half.decode(z.float()), model.decode(z).float(), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name, config", CASES)
+def test_transforms_of_torch_func_give_ordinary_derivatives(name, config):
+    model = make(name, config)
+    z, direction = randn(2, model.latent_dim), randn(2, model.latent_dim, seed=9)
+    model.decode(z)  # whatever is kept from before
+    dense = torch.stack([jacobian(model.decode, row) @ d for row, d in zip(z, direction, strict=True)])
+    pushed = jvp(model.decode, (z,), (direction,))[1].flatten(1)
+    torch.testing.assert_close(pushed, dense, rtol=1e-8, atol=1e-9)
+    leaf = z.clone().requires_grad_()
+    (ordinary,) = torch.autograd.grad(model.decode(leaf).square().sum(), leaf)
+    single = vmap(grad(lambda row: model.decode(row[None]).square().sum()))(z)
+    torch.testing.assert_close(single, ordinary, rtol=1e-9, atol=1e-9)
+    if isinstance(only_densities(model), Flow):
+        x = 0.1 + 0.8 * rand(2, *model.shape)
+        leaf = x.clone().requires_grad_()
+        (ordinary,) = torch.autograd.grad(model.log_prob(leaf).sum(), leaf)
+        single = vmap(grad(lambda row: model.log_prob(row[None])[0]))(x)
+        torch.testing.assert_close(single, ordinary, rtol=1e-8, atol=1e-8)
+    copy.deepcopy(model).state_dict()  # and no derivative stays behind, which copies would refuse
+
+
+@pytest.mark.parametrize("name, config", CASES)
+def test_memory_saving_gives_the_same_gradients(name, config):
+    model = make(name, config)
+    if not isinstance(model, Flow):
+        pytest.skip("no flow")
+    x = (0.1 + 0.8 * rand(2, *model.shape)).requires_grad_()
+    inputs = [x, *model.parameters()]
+    ordinary = torch.autograd.grad(model.log_prob(x).sum(), inputs)
+    saving = torch.autograd.grad(memory_saving(model).log_prob(x).sum(), inputs)
+    for mine, theirs in zip(saving, ordinary, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("name, config", CASES)
+def test_other_dtypes_and_devices_are_refused_or_made_to_work(name, config):
+    model = make(name, config, torch.float32)
+    z = randn(2, model.latent_dim, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"z: got torch.float64 on cpu; allowed: torch.float32"):
+        model.decode(z.double())
+    with pytest.raises(ValueError, match=r"prior: got weights in torch.float16; allowed: torch.float32 or"):
+        copy.deepcopy(model).half().decode(z.half())
+    torch.set_default_device("meta")  # as "cuda" would: nothing may follow it unasked
+    try:
+        fresh = priors.MODELS[name](**config)
+        sample = model.sample(2, seed=1)
+    finally:
+        torch.set_default_device(None)
+    assert fresh.like.device.type == sample.device.type == "cpu"
+    if isinstance(model, Flow):
+        x = 0.1 + 0.8 * rand(2, *model.shape, dtype=torch.float32)
+        exact = model.log_prob(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model.log_prob(x), exact)
+            assert model.decode(model.encode(x)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name, config", CASES)
+def test_seeds_of_any_size_draw_other_weights(name, config):
+    if name == "Linear":
+        pytest.skip("draws nothing")
+    first, second = (priors.MODELS[name](**config, seed=seed) for seed in (0, 1764333333000000000))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
