@@ -74,9 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     place = _Parser(add_help=False)
     place.add_argument("--out", type=_folder, default=Path(_RUNS), help=f"folder for what is made (default: ./{_RUNS})")
-    place.add_argument(
-        "--store", dest="out", action="store_const", const=None, help="into the book's own store"
-    )
+    place.add_argument("--store", dest="out", action="store_const", const=None, help="into the book's own store")
     place.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     place.add_argument("--profile", default="quick", help=f"{_PROFILES} (default: quick)")
     spread = _Parser(add_help=False)

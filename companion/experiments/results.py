@@ -82,7 +82,8 @@ class Result:
         ``take("psnr", m=307, method=["glow", "tv"], image=slice(3))``: a label takes its axis away, a list keeps it,
         and a slice counts positions. ValueError for an array, axis or label that is not there.
         """
-        return take(name, Named(self.arrays[name], self.axes(name)), wanted)
+        axes = self.axes(name)
+        return take(name, Named(self.arrays[name], axes), wanted)
 
 
 def run(

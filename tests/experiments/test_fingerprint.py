@@ -59,8 +59,8 @@ def test_imports_are_followed_with_the_packages_on_the_way():
     assert imported == {"companion.recover", "companion.evaluate", "companion.energy"}
     deep = fingerprint.examine("def f():\n    from companion.recover.gaussian import gaussian_map\n")[1]
     assert deep == {"companion.recover", "companion.recover.gaussian"}
-    run = "from companion.experiments import shared\nfrom companion.experiments.context import Context\nimport companion\n"
-    assert fingerprint.examine(run)[1] == {"companion.experiments.shared"}
+    framework = "from companion.experiments import shared, context\nimport companion\n"
+    assert fingerprint.examine(framework)[1] == {"companion.experiments.shared"}
 
 
 def copied(tmp_path, monkeypatch):
