@@ -1,10 +1,11 @@
-"""The command line: list and run experiments, train priors, fetch data.
+"""The command line: list, run and verify experiments, train priors, fetch data.
 
 Exit codes: 0 done; 2 bad input, as any ValueError of the package (one line on stderr says which); 1 failed; 130 stopped
 with Ctrl-C. What a command needs is imported when it runs, so that ``companion --help`` is quick.
 """
 
 import argparse
+import ast
 import json
 import os
 import sys
@@ -12,9 +13,12 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-_PROFILES = "quick, laptop or paper"
+from companion import __version__
+
+_PROFILES = "quick, laptop, overnight or paper"
+_RUNS = "runs"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"companion: {_one_line(message)}", file=sys.stderr)
+    print(f"companion: {_one_line(message)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -63,45 +67,84 @@ def _parser() -> argparse.ArgumentParser:
         description="Flow priors for inverse problems: run the book's experiments, train its priors, fetch its data.",
         epilog="Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped.",
     )
+    parser.add_argument("--version", action="version", version=f"flow-priors {__version__}")
     every = _Parser(add_help=False)
     every.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    place = _Parser(add_help=False)
+    place.add_argument("--out", type=_folder, default=Path(_RUNS), help=f"folder for what is made (default: ./{_RUNS})")
+    place.add_argument("--store", dest="out", action="store_const", const=None, help="into the book's own store")
+    place.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    place.add_argument("--profile", default="quick", help=f"{_PROFILES} (default: quick)")
+    spread = _Parser(add_help=False)
+    spread.add_argument("--workers", type=int, default=1, metavar="N", help="processes of one thread each (default: 1)")
+
     listing = commands.add_parser("list", parents=[every], help="experiments, their profiles, and what is stored")
     listing.add_argument("--json", action="store_true", help="as JSON")
-    listing.add_argument("--out", type=Path, help="look for results in this folder")
+    listing.add_argument("--out", type=_folder, help="look for results in this folder, not in the book's store")
     listing.set_defaults(command=_list)
 
-    run = commands.add_parser("run", parents=[every], help="run an experiment and store its result")
+    run = commands.add_parser("run", parents=[every, place, spread], help="run an experiment and store its result")
     run.add_argument("name", metavar="NAME", help="an experiment, as companion list shows it")
-    run.add_argument("--profile", default="quick", help=f"{_PROFILES} (default: quick)")
-    run.add_argument("--out", type=Path, help="folder for the result (default: the package's store)")
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a setting")
+    run.add_argument("--scheduler", metavar="ADDRESS", help="compute on this Dask cluster, as tcp://host:8786")
     run.add_argument("--seed", type=int, default=0, help="whole number >= 0 (default: 0)")
-    run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     run.add_argument("--fresh", action="store_true", help="use no finished parts of a run that was stopped")
     run.set_defaults(command=_run)
 
-    train = commands.add_parser("train", parents=[every], help="train a prior, or resume its training")
+    verify = commands.add_parser(
+        "verify", parents=[every, spread], help="ask whether today's code gives the stored quick results"
+    )
+    verify.add_argument("names", nargs="*", metavar="NAME", help="experiments (default: all)")
+    verify.add_argument("--out", type=_folder, help="results in this folder, not in the book's store")
+    verify.set_defaults(command=_verify)
+
+    train = commands.add_parser("train", parents=[every, place], help="train a prior, or resume its training")
     train.add_argument("name", metavar="NAME", help="a recipe; an unknown name lists them")
-    train.add_argument("--profile", default="quick", help="quick, laptop, overnight or paper (default: quick)")
-    train.add_argument("--out", type=Path, help="folder for the checkpoint (default: the package's store)")
     train.add_argument("--replace", action="store_true", help="replace a stored checkpoint of a larger profile")
     train.add_argument("--start", help="begin with the averaged weights of this checkpoint (a name or a file)")
     train.add_argument("--export", action="store_true", help="store the averaged weights of a running training")
-    train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     train.set_defaults(command=_train)
 
     data = commands.add_parser("data", help="data sets").add_subparsers(metavar="ACTION", required=True)
+    sets = data.add_parser("list", parents=[every], help="data sets and their licences")
+    sets.set_defaults(command=_data_list)
     fetch = data.add_parser("fetch", parents=[every], help="download and check a data set, or find it")
-    fetch.add_argument("name", metavar="NAME", help="a data set; an unknown name lists them")
+    fetch.add_argument("name", metavar="NAME", help="a data set, as companion data list shows it")
     fetch.set_defaults(command=_fetch)
     return parser
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _existing(folder: Path | None) -> Path | None:
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"out: got {folder}; allowed: a folder that is there")
+    return folder
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Values as Python writes them; what it cannot read is text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"set: got {pair!r}; allowed: NAME=VALUE")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
 
 
 def _list(options: argparse.Namespace) -> None:
     from companion import experiments
 
-    found = [experiments.describe(name, options.out) for name in experiments.names()]
+    out = _existing(options.out)
+    found = [experiments.describe(name, out) for name in experiments.names()]
     if options.json:
         _print(json.dumps(found, indent=1))
     else:
@@ -117,20 +160,42 @@ def _list(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from companion import experiments
 
-    resume = not options.fresh
-    result = experiments.run(options.name, options.profile, options.device, options.seed, options.out, resume=resume)
+    result = experiments.run(
+        options.name,
+        options.profile,
+        options.device,
+        options.seed,
+        options.out,
+        changes=_settings(options.set),
+        workers=options.workers,
+        scheduler=options.scheduler,
+        resume=not options.fresh,
+    )
     origin = result.provenance
     where = experiments.path(options.name, options.profile, options.out)
     _print(f"{result.name} {result.profile}: {origin.wall_seconds:.1f} s on {origin.device}; stored in {where}")
 
 
+def _verify(options: argparse.Namespace) -> None:
+    from companion import experiments
+
+    failed = []
+    names = options.names or experiments.names()
+    for name, differences in experiments.verify_all(names, _existing(options.out), options.workers):
+        _print(f"{name}: {'; '.join(differences) or 'the same numbers'}")
+        failed += [name] if differences else []
+    if failed:
+        raise RuntimeError(f"other numbers than stored: {', '.join(failed)}")
+
+
 def _train(options: argparse.Namespace) -> None:
     from companion._support import keep_freed_memory, one_of
     from companion.experiments import resolve_device
+    from companion.experiments.registry import known
 
     keep_freed_memory()
     training = import_module("companion.training")
-    one_of("recipe", options.name, training.recipe_names())
+    known("recipe", options.name, training.recipe_names())
     one_of("profile", options.profile, training.PROFILES)
     device = str(resolve_device(options.device))
     how = {"replace": options.replace, "start": options.start, "export": options.export}
@@ -139,11 +204,17 @@ def _train(options: argparse.Namespace) -> None:
         _print(f"{options.name} {options.profile}: stored in {stored}; {training.quality(stored)}")
 
 
+def _data_list(options: argparse.Namespace) -> None:
+    data = import_module("companion.data")
+    for name in data.names():
+        _print(f"{name}: {data.licence(name)}")
+
+
 def _fetch(options: argparse.Namespace) -> None:
-    from companion._support import one_of
+    from companion.experiments.registry import known
 
     data = import_module("companion.data")
-    one_of("data set", options.name, data.names())
+    known("data set", options.name, data.names())
     paths = data.fetch(options.name)
     _print(f"{options.name}: {', '.join(map(str, paths)) or 'embedded, nothing to fetch'}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from companion import cli
+from companion import __version__, cli
 
 TINY = Path(__file__).parent / "experiments"
 
@@ -72,7 +72,14 @@ def call(capsys, *arguments):
         ([], "COMMAND"),
         (["sing"], "'sing'"),
         (["run"], "NAME"),
-        (["run", "test.nothing"], "experiment: got 'test.nothing'; allowed: "),
+        (["list", "--out", "/nonexistent"], "out: got /nonexistent; allowed: a folder that is there"),
+        (["verify", "--out", "/nonexistent"], "out: got /nonexistent"),
+        (["verify", "test.nothing"], "experiment: got 'test.nothing'"),
+        (["run", "test.tiny", "--set", "images"], "set: got 'images'; allowed: NAME=VALUE"),
+        (["run", "test.tiny", "--set", "images=many"], "images: got 'many'; allowed: int, as 2"),
+        (["run", "test.tiny", "--store", "--set", "images=3"], "changes: got some"),
+        (["run", "test.tiny", "--workers", "0"], "workers: got 0"),
+        (["run", "test.nothing"], "experiment: got 'test.nothing'; did you mean"),
         (["run", "test.tiny", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop"),
         (["run", "test.tiny", "--seed", "-1"], "seed: got -1"),
         (["run", "test.tiny", "--seed", "one"], "--seed"),
@@ -96,36 +103,39 @@ def fakes(monkeypatch):
     """Stand-ins for the modules that train and fetch, so that neither happens here."""
     calls = []
     training = types.ModuleType("companion.training")
-    training.PROFILES, training.quality = ("quick", "laptop"), lambda path: "good"
+    training.PROFILES = ("quick", "laptop", "paper")
     training.recipe_names = lambda: ["a-flow"]
     training.train_recipe = lambda *given, **named: calls.append((given, named)) or Path("there.safetensors")
+    training.quality = lambda path: "for trying out only"
     data = types.ModuleType("companion.data")
     data.names = lambda: ["digits", "mnist"]
+    data.licence = lambda name: "free"
     data.fetch = lambda name: calls.append(name) or ([] if name == "digits" else [Path("mnist/a.gz")])
     monkeypatch.setitem(sys.modules, "companion.training", training)
     monkeypatch.setitem(sys.modules, "companion.data", data)
     return calls
 
 
+HOW = {"replace": False, "start": None, "export": False}
+
+
 def test_train_and_fetch_reach_their_modules(fakes, capsys, tmp_path):
     code, out, _ = call(capsys, "train", "a-flow", "--profile", "laptop", "--out", tmp_path, "--device", "cpu")
-    assert (code, out) == (0, "a-flow laptop: stored in there.safetensors; good\n")
-    assert fakes == [
-        (
-            ("a-flow", "laptop"),
-            {"out": tmp_path, "device": "cpu", "progress": True, "replace": False, "start": None, "export": False},
-        )
-    ]
-    assert call(capsys, "train", "a-flow", "--replace")[0] == 0 and fakes[1][1]["replace"] is True
+    assert (code, out) == (0, "a-flow laptop: stored in there.safetensors; for trying out only\n")
+    assert fakes == [(("a-flow", "laptop"), {"out": tmp_path, "device": "cpu", "progress": True, **HOW})]
+    assert call(capsys, "train", "a-flow", "--replace")[0] == 0
+    assert fakes[1][1]["replace"] is True and fakes[1][1]["out"] == Path("runs")
+    assert call(capsys, "train", "a-flow", "--store")[0] == 0 and fakes[2][1]["out"] is None
     assert call(capsys, "data", "fetch", "mnist")[:2] == (0, "mnist: mnist/a.gz\n")
+    assert call(capsys, "data", "list")[:2] == (0, "digits: free\nmnist: free\n")
     assert call(capsys, "data", "fetch", "digits")[:2] == (0, "digits: embedded, nothing to fetch\n")
 
 
 def test_failure_exits_1_with_one_line_and_debug_shows_the_traceback(tiny, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TINY_STOP", "fail@8")
     code, _, err = call(capsys, "run", "test.tiny", "--out", tmp_path)
-    assert (code, err.count("\n")) == (1, 1)
-    assert err == "companion: failed with RuntimeError: the solver broke (--debug shows where)\n"
+    assert code == 1 and err.startswith("measurements: 1 of 3, one 4 (")
+    assert err.splitlines()[-1] == "companion: failed with RuntimeError: the solver broke (--debug shows where)"
     code, _, err = call(capsys, "run", "test.tiny", "--out", tmp_path, "--debug")
     assert code == 1 and "Traceback" in err and "tiny_experiment.py" in err
 
@@ -143,7 +153,7 @@ def test_interrupt_exits_130_and_the_next_run_resumes(tiny, monkeypatch, capsys,
     monkeypatch.setenv("TINY_LOG", str(log))
     monkeypatch.setenv("TINY_STOP", "interrupt@8")
     code, _, err = call(capsys, "run", "test.tiny", "--out", tmp_path)
-    assert code == 130 and err.count("\n") == 1 and "Traceback" not in err
+    assert code == 130 and err.splitlines()[-1].startswith("companion: stopped") and "Traceback" not in err
     monkeypatch.delenv("TINY_STOP")
     assert call(capsys, "run", "test.tiny", "--out", tmp_path)[0] == 0
     assert log.read_text().split() == ["m=4", "m=8", "m=8", "m=16"]
@@ -162,12 +172,38 @@ def test_real_interrupt_signal_exits_130_cleanly(tmp_path):
     assert done.returncode == 128 + signal.SIGINT and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [(), ("list",), ("run",), ("train",), ("data",), ("data", "fetch")])
+def test_a_run_without_a_folder_goes_to_runs_below_the_working_folder(tiny, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    code, _, err = call(capsys, "run", "test.tiny", "--set", "images=3", "--set", "label=a b")
+    assert code == 0 and err.count("measurements: ") == 3
+    document = json.loads((tmp_path / "runs" / "test.tiny" / "quick.json").read_text())
+    assert (document["provenance"]["settings"]["images"], document["provenance"]["settings"]["label"]) == (3, "a b")
+    assert call(capsys, "run", "test.tiny", "--out", "~/x")[0] == 0
+    assert (tmp_path / "home" / "x" / "test.tiny" / "quick.json").is_file() and not (tmp_path / "~").exists()
+
+
+def test_verify_exits_0_for_the_same_numbers_and_1_for_others(tiny, monkeypatch, capsys, tmp_path):
+    call(capsys, "run", "test.tiny", "--out", tmp_path)
+    assert call(capsys, "verify", "test.tiny", "--out", tmp_path)[:2] == (0, "test.tiny: the same numbers\n")
+    monkeypatch.setattr(tiny, "generator", lambda seed, *names: None)
+    code, out, err = call(capsys, "verify", "test.tiny", "--out", tmp_path)
+    assert code == 1 and "spread: off by" in out and "other numbers than stored: test.tiny" in err
+
+
+def test_version(capsys):
+    assert call(capsys, "--version")[:2] == (0, f"flow-priors {__version__}\n")
+
+
+HELPED = [(), ("list",), ("run",), ("verify",), ("train",), ("data",), ("data", "list"), ("data", "fetch")]
+
+
+@pytest.mark.parametrize("command", HELPED)
 def test_help_says_what_there_is(capsys, command):
     code, out, _ = call(capsys, *command, "--help")
     assert code == 0 and out.startswith("usage: companion")
     if not command:
-        assert all(word in out for word in ("list", "run", "train", "data", "130"))
+        assert all(word in out for word in ("list", "run", "verify", "train", "data", "130"))
 
 
 def python(code):

@@ -9,7 +9,7 @@ from companion.experiments.context import Context
 from companion.experiments.parts import Outcome, Part, gather
 from companion.experiments.provenance import Provenance, resolve_device
 from companion.experiments.registry import PROFILES, experiment, names
-from companion.experiments.results import Result, describe, load, path, run, state, verify
+from companion.experiments.results import Result, describe, load, path, run, state, verify, verify_all
 
 __all__ = [
     "PROFILES",
@@ -29,4 +29,5 @@ __all__ = [
     "run",
     "state",
     "verify",
+    "verify_all",
 ]

@@ -9,12 +9,13 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_origin
 
 import numpy as np
+import torch
 
 from companion._reads import recording
 from companion._support import count, keep_freed_memory, one_of, sha256, store, writable
@@ -22,7 +23,7 @@ from companion.experiments import fingerprint, states
 from companion.experiments import store as files
 from companion.experiments.arrays import Axes, Named, take
 from companion.experiments.context import Context
-from companion.experiments.parts import check_outcome
+from companion.experiments.parts import Part, Task, check_outcome
 from companion.experiments.provenance import Provenance, device_words, resolve_device, today, versions
 from companion.experiments.registry import PROFILES, get, known, settings_dict, with_changes
 from companion.experiments.workers import runner
@@ -81,7 +82,8 @@ class Result:
         ``take("psnr", m=307, method=["glow", "tv"], image=slice(3))``: a label takes its axis away, a list keeps it,
         and a slice counts positions. ValueError for an array, axis or label that is not there.
         """
-        return take(name, Named(self.arrays[name], self.axes(name)), wanted)
+        axes = self.axes(name)
+        return take(name, Named(self.arrays[name], axes), wanted)
 
 
 def run(
@@ -191,6 +193,24 @@ def verify(name: str, out: Folder = None) -> list[str]:
         known_codes = _codes(stored, out) | {again.provenance.code_sha256}
         states.record(_stem(name, "quick", out).parent, stored.sha256, known_codes)
     return found
+
+
+def verify_all(names: Sequence[str], out: Folder = None, workers: int = 1) -> Iterator[tuple[str, list[str]]]:
+    """:func:`verify` each of the names, in so many processes, as they finish: the name, and what differs or went wrong.
+
+    ValueError for an unknown name, before any work.
+    """
+    tasks = [Task(_verified, out, torch.device("cpu"), 0, get(name).name) for name in names]
+    with runner(workers) as running:
+        for number, done in running(tasks):
+            yield names[number], done.metrics["differences"]
+
+
+def _verified(out: Folder, part: Part, name: str) -> tuple[dict, dict]:
+    try:
+        return {"differences": verify(name, out)}, {}
+    except Exception as error:  # one experiment that fails leaves the others their turn
+        return {"differences": [f"{type(error).__name__}: {error}"]}, {}
 
 
 def state(name: str, profile: str, out: Folder = None) -> str:

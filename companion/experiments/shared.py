@@ -1,4 +1,4 @@
-"""What the experiments share: images and priors, problems from named streams, scores on the way, and intervals."""
+"""What the experiments share: images and priors, problems from named streams, scores on the way."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from companion import _reads, data, evaluate, measure, priors, recover
@@ -102,21 +101,3 @@ def numpy(x: Tensor, digits: int | None = None) -> np.ndarray:
     """Numbers for a result, rounded to so many digits."""
     values = x.detach().cpu().numpy()
     return values if digits is None else values.round(digits)
-
-
-def interval(values: Any, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over independent images along an axis, and the half-width of its 95 % interval (Student's t).
-
-    ValueError for fewer than two images.
-    """
-    values = np.asarray(values, np.float64)
-    number = values.shape[axis]
-    if number < 2:
-        raise ValueError(f"values: got {number} images; allowed: 2 or more")
-    half = stdtrit(number - 1, 0.975) * values.std(axis, ddof=1) / np.sqrt(number)
-    return values.mean(axis), half
-
-
-def difference(values: Any, others: Any, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of values − others over the same images, and the half-width of its 95 % interval: a paired comparison."""
-    return interval(np.asarray(values, np.float64) - np.asarray(others, np.float64), axis)

@@ -178,7 +178,8 @@ def caption(result: Any, *, images: object = None, seeds: object = None, budget:
         facts.append(f"budget {budget} evaluations an image" if isinstance(budget, int) else f"budget {budget}")
     elif origin.evaluations:
         facts.append(f"{origin.evaluations:,} forward evaluations")
-    return f"Stored run: {', '.join(facts)}; {_duration(origin.wall_seconds)} on {origin.device}, {origin.date}."
+    waits = f" Pending a new run: {result.pending}." if result.pending else ""
+    return f"Stored run: {', '.join(facts)}; {_duration(origin.wall_seconds)} on {origin.device}, {origin.date}.{waits}"
 
 
 def _listed(values: object) -> str:

@@ -1,5 +1,6 @@
 import io
 import json
+import multiprocessing
 import os
 import signal
 import zipfile
@@ -7,7 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from companion._support import sha256
 from companion.experiments import store
+from companion.experiments.arrays import named
 
 FIELDS = {"kind": str}
 
@@ -77,7 +80,7 @@ def test_pickles_are_not_read_even_with_matching_checksums(stem):
     path = store.beside(stem, ".json")
     store.beside(stem, ".npz").write_bytes(buffer.getvalue())
     document = json.loads(path.read_text())
-    document["arrays"]["sha256"] = store.sha256(buffer.getvalue())
+    document["arrays"]["sha256"] = sha256(buffer.getvalue())
     document["sha256"] = store._digest(document)
     path.write_text(json.dumps(document))
     with pytest.raises(store.DamagedFile, match="not an archive of plain arrays"):
@@ -86,7 +89,7 @@ def test_pickles_are_not_read_even_with_matching_checksums(stem):
 
 def test_failed_write_leaves_the_old_file_and_no_other(stem, monkeypatch):
     before = store.beside(stem, ".npz").read_bytes()
-    monkeypatch.setattr(store.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         store.write(stem, {"kind": "z"}, {"a": np.zeros(3)})
     assert store.beside(stem, ".npz").read_bytes() == before
@@ -94,7 +97,7 @@ def test_failed_write_leaves_the_old_file_and_no_other(stem, monkeypatch):
 
 
 def killed_writing(stem, kind, moment):
-    """Write in a process that is killed at one of its calls of fsync and replace, which are four or five."""
+    """Write in a process that is killed at one of its calls of fsync and replace, which are five or six."""
     child = os.fork()
     if child == 0:
         calls = []
@@ -106,14 +109,14 @@ def killed_writing(stem, kind, moment):
 
             return call
 
-        store.os.fsync, store.os.replace = die_at(os.fsync), die_at(os.replace)
+        os.fsync, os.replace = die_at(os.fsync), die_at(os.replace)
         store.write(stem, {"kind": kind}, {"a": np.array([kind])})
         os._exit(0)
     os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("first", range(1, 5))
-@pytest.mark.parametrize("second", range(1, 6))
+@pytest.mark.parametrize("first", range(1, 6))
+@pytest.mark.parametrize("second", range(1, 7))
 def test_a_kill_at_any_moment_leaves_a_whole_pair_and_the_next_write_leaves_no_other_file(tmp_path, first, second):
     stem = tmp_path / "m=0.2"
     store.write(stem, {"kind": "old"}, {"a": np.array(["old"])})
@@ -131,6 +134,81 @@ def test_a_kill_at_any_moment_leaves_a_whole_pair_and_the_next_write_leaves_no_o
 def test_a_first_write_killed_between_its_files_is_read(tmp_path):
     killed_writing(tmp_path / "x", "new", 4)
     assert store.read(tmp_path / "x", FIELDS)[0]["kind"] == "new"
+
+
+def writes(stem, kind, rounds):
+    for number in range(rounds):
+        store.write(stem, {"kind": f"{kind} {number}"}, {"a": np.full(200, number), "b": np.array(kind)})
+
+
+def test_two_writers_at_once_and_a_reader_meet_whole_pairs_only(tmp_path):
+    stem = tmp_path / "x"
+    store.write(stem, {"kind": "first"}, {})
+    spawn = multiprocessing.get_context("fork")
+    writers = [spawn.Process(target=writes, args=(stem, kind, 250)) for kind in ("one", "two")]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        document, arrays = store.read(stem, FIELDS)
+        seen.add(document["kind"])
+        if arrays:
+            assert document["kind"] == f"{arrays['b']} {arrays['a'][0]}"
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    document, arrays = store.read(stem, FIELDS)
+    assert document["kind"].endswith(" 249") and arrays["a"][0] == 249
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.npz"]
+
+
+def test_a_link_under_a_temporary_name_is_not_followed(stem, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    for name in (".m=0.2.npz.tmp", ".m=0.2.json.tmp", ".m=0.2.json.00.part"):
+        (tmp_path / name).symlink_to(outside)
+    store.write(stem, {"kind": "z"}, {})
+    assert outside.read_text() == "mine" and store.read(stem, FIELDS)[0]["kind"] == "z"
+
+
+def npy(array_header=None):
+    buffer = io.BytesIO()
+    if array_header is None:
+        np.save(buffer, np.arange(3))
+    else:
+        np.lib.format.write_array_header_1_0(buffer, array_header)
+    return buffer.getvalue()
+
+
+def zipped(content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.npy", content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(),
+        zipped(npy({"descr": "<f8", "fortran_order": False, "shape": (2**40,)})),
+        zipped(npy({"descr": "<f8", "fortran_order": False, "shape": (2**70,)})),
+        zipped(b""),
+        zipped(npy())[:-30],
+    ],
+)
+def test_other_files_under_the_arrays_name_are_damaged_even_with_a_checksum_that_fits(stem, content):
+    store.beside(stem, ".npz").write_bytes(content)
+    path = store.beside(stem, ".json")
+    document = json.loads(path.read_text())
+    document["arrays"]["sha256"] = sha256(content)
+    document["sha256"] = store._digest(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(store.DamagedFile, match="not an archive of plain arrays"):
+        store.read(stem, FIELDS)
+
+
+def test_names_of_axes_come_back(stem):
+    store.write(stem, {"kind": "x"}, {"a": named(np.zeros((2, 3)), m=np.array([4, 8]), image=3), "b": np.zeros(1)})
+    assert store.axes(store.read(stem, FIELDS)[0]) == {"a": {"m": [4, 8], "image": [0, 1, 2]}}
 
 
 def test_plain_values():

@@ -1,0 +1,129 @@
+import subprocess
+import sys
+
+import pytest
+
+from companion.experiments import fingerprint
+
+SOURCE = '''
+"""A module."""
+from companion import recover, evaluate as scores
+from companion.energy import Energy
+
+
+class Thing:
+    """Does."""
+
+    def method(self, x):
+        """Does more."""
+        if x:
+            return x + 1  # one more
+        return 0
+'''
+
+
+def same(source):
+    return fingerprint.examine(source) == fingerprint.examine(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# one more", "# another comment"),
+        ('"""Does more."""', '"""Does more.\n\n        At length.\n        """'),
+        ('    """Does."""\n\n', ""),
+        ("return 0", "return (\n            0\n        )"),
+        ("if x:", "if (x):"),
+        ("\n", "\r\n"),
+        ("from companion.energy", "from typing import TYPE_CHECKING\nfrom companion.energy"),
+    ],
+)
+def test_comments_docstrings_and_layout_do_not_count(old, new):
+    changed = SOURCE.replace(old, new)
+    assert changed != SOURCE
+    assert same(changed) or "TYPE_CHECKING" in new  # an import is code
+
+
+@pytest.mark.parametrize(("old", "new"), [("x + 1", "x + 2"), ("x + 1", "x - 1"), ("return 0", "return 0.0")])
+def test_every_change_of_code_counts(old, new):
+    assert not same(SOURCE.replace(old, new))
+
+
+def test_imports_for_type_checkers_alone_do_not_count():
+    guarded = SOURCE + "\nif TYPE_CHECKING:\n    from companion.show import theme\n"
+    assert fingerprint.examine(guarded)[1] == fingerprint.examine(SOURCE)[1]
+
+
+def test_imports_are_followed_with_the_packages_on_the_way():
+    imported = fingerprint.examine(SOURCE)[1]
+    assert imported == {"companion.recover", "companion.evaluate", "companion.energy"}
+    deep = fingerprint.examine("def f():\n    from companion.recover.gaussian import gaussian_map\n")[1]
+    assert deep == {"companion.recover", "companion.recover.gaussian"}
+    framework = "from companion.experiments import shared, context\nimport companion\n"
+    assert fingerprint.examine(framework)[1] == {"companion.experiments.shared"}
+
+
+def copied(tmp_path, monkeypatch):
+    """A copy of the package's sources, which the fingerprint then reads."""
+    for path in fingerprint.PACKAGE.rglob("*.py"):
+        target = tmp_path / path.relative_to(fingerprint.PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(fingerprint, "PACKAGE", tmp_path)
+
+
+def codes():
+    fingerprint._examined.cache_clear()
+    return {name: fingerprint.code(f"companion.experiments.{name}") for name in ("asim.image_space", "hand.memory")}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("energy.py", ".square()", ".abs()", {"asim.image_space"}),  # an L1 norm in SquaredMisfit
+        ("energy.py", '"""', '"""Once more: ', set()),
+        ("priors/glow.py", "self.", "self .", set()),
+        ("experiments/context.py", "def map", "def mapped", set()),
+        ("experiments/shared.py", "* 255", "* 256", {"asim.image_space"}),
+        ("__init__.py", "0.1.0", "9.9.9", set()),
+    ],
+)
+def test_a_change_far_away_is_seen_by_those_that_can_reach_it(tmp_path, monkeypatch, file, old, new, changed):
+    copied(tmp_path, monkeypatch)
+    before = codes()
+    path = tmp_path / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1 if old == '"""' else -1), encoding="utf-8")
+    after = codes()
+    fingerprint._examined.cache_clear()
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_code_without_a_file_is_hashed_by_what_it_computes():
+    code = """
+from companion.experiments import experiment, fingerprint
+@experiment("some.thing", paper="", shows="", profiles={"quick": {}})
+def thing(settings, context):
+    return {"m": [m + 1 for m in range(3)]}, {}
+print(fingerprint.code("__main__"))
+"""
+
+    def declare(text):
+        return subprocess.run([sys.executable, "-"], input=text, capture_output=True, text=True, check=True).stdout
+
+    first, again, other = map(declare, (code, code + "\n", code.replace("m + 1", "m + 2")))
+    assert len(first.strip()) == 64 and first == again != other
+
+
+def test_files_of_the_store_are_recorded_and_their_changes_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "store", lambda: tmp_path)
+    flow = tmp_path / "checkpoints" / "flow.safetensors"
+    flow.parent.mkdir()
+    flow.write_bytes(b"first")
+    read = fingerprint.reads([flow, tmp_path.parent / "elsewhere"])
+    assert list(read) == ["checkpoints/flow.safetensors"] and fingerprint.changed(read) == []
+    flow.write_bytes(b"other content")
+    assert fingerprint.changed(read) == ["checkpoints/flow.safetensors"]
+    flow.unlink()
+    assert fingerprint.changed(read) == ["checkpoints/flow.safetensors"]
