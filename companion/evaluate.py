@@ -71,7 +71,7 @@ def psnr(x: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
 
 
 def psnr_of_mean(psnr: Tensor | np.ndarray) -> Tensor:
-    """PSNR in dB of the mean squared error, from the PSNR [images, ...] of images; [...]. The worst images count most."""
+    """PSNR in dB of the mean squared error, from the PSNR [images, ...] of images; [...]: the worst count most."""
     return -10 * torch.pow(10, torch.as_tensor(psnr).double() / -10).mean(0).log10()
 
 
@@ -107,10 +107,14 @@ def interval(values: Tensor | np.ndarray, groups: Tensor | Sequence[int] | None 
     if groups is not None:
         labels = torch.as_tensor(groups)
         if given.dim() < 1 or labels.shape != given.shape[:1]:
-            raise ValueError(f"groups: got {tuple(labels.shape)} for values {tuple(given.shape)}; allowed: one an image")
+            raise ValueError(
+                f"groups: got {tuple(labels.shape)} for values {tuple(given.shape)}; allowed: one an image"
+            )
         given = torch.stack([given[labels == label].mean(0) for label in labels.unique()])
     if given.dim() < 1 or len(given) < 2:
-        raise ValueError(f"values: got {tuple(given.shape)}; allowed: at least two independent images on the first axis")
+        raise ValueError(
+            f"values: got {tuple(given.shape)}; allowed: at least two independent images on the first axis"
+        )
     error = given.std(0) / len(given) ** 0.5
     return Interval(given.mean(0), error * stdtrit(len(given) - 1, 0.975), len(given))
 

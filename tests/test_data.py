@@ -238,9 +238,7 @@ def test_fetch_refuses_damaged_files_and_downloads_the_caches_anew(
 
 
 @pytest.mark.parametrize("damage", [b"<html>", None])
-def test_fetch_reads_zips_to_their_end(
-    damage: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetch_reads_zips_to_their_end(damage: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
     file = tmp_path / "eurosat64" / "eurosat_rgb_64.zip"
     write_zip(file, "file,class,name,split", "a/{k}.webp,0,x,{split}")

@@ -94,7 +94,9 @@ def test_images_too_small_for_the_window_of_ssim():
 
 def test_a_reference_just_outside_is_told_apart_from_one():
     one = torch.full((1, 1, 8, 8), 1.0000001)
-    with pytest.raises(ValueError, match=r"reference: got pixels from 1.0000001\d* to 1.0000001\d*; allowed: pixels in"):
+    with pytest.raises(
+        ValueError, match=r"reference: got pixels from 1.0000001\d* to 1.0000001\d*; allowed: pixels in"
+    ):
         evaluate.psnr(one, one)
 
 

@@ -81,7 +81,7 @@ def load(name: str, split: str = "train", size: int | None = None) -> Images:
 
 
 def folder(path: str | Path, split: str = "train", size: int = 32) -> Images:
-    """Crops of the JPEG, PNG, TIFF and WebP pictures in a folder and its subfolders, as a data set like those of `load`.
+    """Crops of the JPEG, PNG, TIFF and WebP pictures in a folder and its subfolders, a data set like those of `load`.
 
     Pictures are turned as their EXIF data say; 16 bits become 8; transparent ones lie on white; grey ones are given
     three equal channels. Each is shrunk by averaging f x f pixels, f the largest whole number that leaves its shorter
@@ -151,7 +151,9 @@ def catalogue() -> list[dict[str, str]]:
 
 def _chosen(name: str) -> _Set:
     if name not in _SETS and isinstance(name, str | Path) and Path(name).expanduser().is_dir():
-        raise ValueError(f"name: got the folder {name}; allowed: a name; for a folder of pictures data.folder({name!r})")
+        raise ValueError(
+            f"name: got the folder {name}; allowed: a name; for a folder of pictures data.folder({name!r})"
+        )
     one_of("name", name, _SETS)
     return _SETS[name]
 

@@ -130,7 +130,7 @@ def read_photographs(file: Path, split: str) -> Iterator[Tensor]:
 
 
 def face_splits(folder: Path) -> list[str]:
-    """Splits of which a folder of CelebA's faces holds some; ValueError for a file that CelebA's numbers do not name."""
+    """Splits of which a folder of CelebA's faces holds some; ValueError for a file without one of CelebA's numbers."""
     files = [file.stem for file in folder.glob("*.jpg")]
     numbers = [int(stem) for stem in files if stem.isdecimal()]
     if len(numbers) < len(files) or not numbers:

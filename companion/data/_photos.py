@@ -52,7 +52,9 @@ def crops(name: str, split: str, size: int) -> tuple[Tensor, Tensor]:
     if name == "china-coffee":
         return interleave([_decode.shrink(_cut(_read(file), TILE, TILE), TILE // size) for file in _TEST])
     if name == "photographs":
-        windows_of = [windows(each, size) for each in _decode.read_photographs(locate(name, *SOURCES[name].files), split)]
+        windows_of = [
+            windows(each, size) for each in _decode.read_photographs(locate(name, *SOURCES[name].files), split)
+        ]
         if split == "train":
             windows_of += [_pyramid(_read(file), size, FACTORS, (s,) * 4) for file, s in _embedded(split, size)]
         return interleave(windows_of)

@@ -106,7 +106,7 @@ def find(name: str, file: str) -> Path | None:
 
 
 def locate(name: str, file: str) -> Path:
-    """Path of a whole file of data set `name`: in COMPANION_DATA, else in the user's cache, else downloaded to the cache.
+    """Path of a whole file of data set `name`: in COMPANION_DATA, else in the user's cache, else downloaded to it.
 
     A file is whole if it has the known sha256 or, as the user's own, can be read from beginning to end.
 
