@@ -243,10 +243,13 @@ def test_levels_are_dashed_lines_that_bear_their_names():
 
 def test_panels_are_drawn_on_axes_of_one_figure():
     fig, axes = show.figure(width=7, columns=2)
+    x, y = [15, 31, 61, 123, 307, 614, 1229, 3072], {"glow": range(8)}
     for ax, title in zip(axes, ("left", "right"), strict=True):
-        assert show.curves([1, 2], {"glow": [1, 2]}, xlabel="x", ylabel="y", ax=ax, title=title) is fig
+        assert show.curves(x, y, xlabel="x", ylabel="y", logx=True, ax=ax, title=title) is fig
     fig.draw_without_rendering()
     (text,), right = axes[0].texts, axes[1].get_tightbbox()
+    ticks = [tick.get_window_extent() for tick in axes[0].get_xticklabels() if tick.get_text()]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(ticks))
     assert text.get_window_extent().x1 <= right.x0 and [ax.get_title() for ax in axes] == ["left", "right"]
 
 

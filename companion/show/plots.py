@@ -167,7 +167,7 @@ def curves(
             counts.add(observations if half is not None else 0)
             there = np.flatnonzero(np.isfinite(mean))
             if there.size:
-                ends.append((at[there[-1]], mean[there[-1]], names.get(name, name), palette[name]))
+                ends.append((np.inf if words else at[there[-1]], mean[there[-1]], names.get(name, name), palette[name]))
         for name, level in (levels or {}).items():
             ax.axhline(level, color=palette[name], linestyle="--", linewidth=1.2)
             if name not in methods:
@@ -177,7 +177,7 @@ def curves(
         if words:
             ax.set_xticks(points, words)
         else:
-            _ticks(ax, points)
+            _ticks(ax, points, fig)
         if counts - {0}:
             over = f" over {(counts - {0}).pop()} images" if len(counts) == 1 and None not in counts else ""
             fig.supxlabel(f"bars: 95 % interval of the mean{over}", fontsize=9)
@@ -185,10 +185,12 @@ def curves(
     return fig
 
 
-def _ticks(ax: Axes, points: np.ndarray) -> None:
+def _ticks(ax: Axes, points: np.ndarray, fig: Figure) -> None:
     places = (ax.transData + ax.transAxes.inverted()).transform(np.stack([points, points * 0 + 1], axis=1))[:, 0]
     # Labels of points closer than this, as a fraction of the axis, would run into each other.
-    gap, labelled, last = 0.08, set(), -1.0
+    place = ax.get_subplotspec()
+    columns = place.get_gridspec().ncols if place else 1
+    gap, labelled, last = 0.08 * WIDTH * columns / fig.get_figwidth(), set(), -1.0
     for index in np.argsort(places):
         if places[index] - last > gap:
             labelled.add(points[index])
