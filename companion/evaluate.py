@@ -1,13 +1,14 @@
-"""How good an estimate is: scores of images against the truth, one value per image.
+"""How good an estimate is: scores of images against the truth, one value per image, and their means with intervals.
 
 Scores are computed on the CPU in float64, whatever the estimate's dtype and device, so that they depend on neither.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from skimage import metrics
+from scipy.special import stdtrit
 from torch import Tensor
 
 from companion import _support
@@ -15,7 +16,22 @@ from companion import _support
 _SMALLEST_SIDE = 7  # side of the window of skimage's structural similarity
 
 
-def mse(x: Tensor, reference: Tensor) -> Tensor:
+class Interval(NamedTuple):
+    """A mean with half the width of its 95 % interval over `groups` independent observations.
+
+    A single one is written as ``f"{interval:+.1f}"``, which gives "+1.4 ± 0.6".
+    """
+
+    mean: Tensor
+    half: Tensor
+    groups: int
+
+    def __format__(self, form: str) -> str:
+        """Mean in the format given ± half width in the same one, without a sign."""
+        return f"{float(self.mean):{form}} ± {float(self.half):{form.lstrip('+')}}"
+
+
+def mse(x: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
     """Mean squared error over the pixels of each image, [batch]: the "reconstruction error" of Asim et al. 2020.
 
     Parameters
@@ -24,19 +40,39 @@ def mse(x: Tensor, reference: Tensor) -> Tensor:
         Estimates, [batch, channels, height, width]; clipped to [0, 1] first, as in the published scores.
     reference
         True images of the same shape, in [0, 1].
+    where
+        Booleans that broadcast to that shape: only these pixels count, e.g. the hidden ones of inpainting.
 
-    Raises ValueError for other shapes, for NaN or infinite values, and for a reference outside [0, 1].
+    Raises ValueError for other shapes, for NaN or infinite values, for a reference outside [0, 1], and for a `where`
+    that chooses no pixel of an image.
     """
-    return _scores(metrics.mean_squared_error, x, reference)
+    estimates, truths = _checked(x, reference)
+    errors = (estimates - truths).square()
+    if where is None:
+        return errors.mean((1, 2, 3))
+    try:
+        chosen = torch.as_tensor(where).cpu().expand(errors.shape)
+    except RuntimeError:
+        chosen = torch.zeros(1)
+    if chosen.dtype != torch.bool or not chosen.flatten(1).any(1).all():
+        given = f"{torch.as_tensor(where).dtype} {tuple(torch.as_tensor(where).shape)}"
+        allowed = f"booleans that broadcast to {tuple(errors.shape)} and choose a pixel of every image"
+        raise ValueError(f"where: got {given}; allowed: {allowed}")
+    return (errors * chosen).sum((1, 2, 3)) / chosen.sum((1, 2, 3))
 
 
-def psnr(x: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, [batch], by scikit-image: −10 log₁₀ of :func:`mse`, inf for 0.
+def psnr(x: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, [batch]: −10 log₁₀ of :func:`mse`, inf for 0.
 
-    A mean over images is the mean of these, not the PSNR of the mean error. See :func:`mse` for arguments and errors.
+    A mean over images is the mean of these, not the PSNR of the mean error: see :func:`psnr_of_mean`. Arguments and
+    errors are those of :func:`mse`.
     """
-    with np.errstate(divide="ignore"):
-        return _scores(lambda a, b: metrics.peak_signal_noise_ratio(b, a, data_range=1.0), x, reference)
+    return -10 * mse(x, reference, where).log10()
+
+
+def psnr_of_mean(psnr: Tensor | np.ndarray) -> Tensor:
+    """PSNR in dB of the mean squared error, from the PSNR [images, ...] of images; [...]: the worst count most."""
+    return -10 * torch.pow(10, torch.as_tensor(psnr).double() / -10).mean(0).log10()
 
 
 def ssim(x: Tensor, reference: Tensor) -> Tensor:
@@ -44,19 +80,59 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
 
     See :func:`mse` for arguments and errors; also ValueError for images with a side below 7 pixels.
     """
+    from skimage.metrics import structural_similarity
+
     if isinstance(reference, Tensor) and reference.dim() == 4 and min(reference.shape[2:]) < _SMALLEST_SIDE:
         given = f"{reference.shape[2]}×{reference.shape[3]}"
         raise ValueError(f"reference: got images of {given} pixels; allowed: sides >= {_SMALLEST_SIDE}")
-    return _scores(lambda a, b: metrics.structural_similarity(a, b, data_range=1.0, channel_axis=0), x, reference)
+    pairs = zip(*(images.numpy() for images in _checked(x, reference)), strict=True)
+    scores = [float(structural_similarity(a, b, data_range=1.0, channel_axis=0)) for a, b in pairs]
+    return torch.tensor(scores, dtype=torch.float64)
 
 
-def _scores(score: Callable[[np.ndarray, np.ndarray], float], x: Tensor, reference: Tensor) -> Tensor:
-    """`score` of every clipped image and its reference, [batch], float64 on the CPU."""
+def interval(values: Tensor | np.ndarray, groups: Tensor | Sequence[int] | None = None) -> Interval:
+    """Mean over independent images, and half of its 95 % interval (Student's t).
+
+    Parameters
+    ----------
+    values
+        [images, ...]; the interval is over the first axis.
+    groups
+        [images]: the number of each image's photograph (`Images.photo`). Crops of one photograph are one observation,
+        their mean. By default every image is one.
+
+    Raises ValueError for groups of another length, and for fewer than two observations.
+    """
+    given = torch.as_tensor(values).double().cpu()
+    if groups is not None:
+        labels = torch.as_tensor(groups)
+        if given.dim() < 1 or labels.shape != given.shape[:1]:
+            raise ValueError(
+                f"groups: got {tuple(labels.shape)} for values {tuple(given.shape)}; allowed: one an image"
+            )
+        given = torch.stack([given[labels == label].mean(0) for label in labels.unique()])
+    if given.dim() < 1 or len(given) < 2:
+        raise ValueError(
+            f"values: got {tuple(given.shape)}; allowed: at least two independent images on the first axis"
+        )
+    error = given.std(0) / len(given) ** 0.5
+    return Interval(given.mean(0), error * stdtrit(len(given) - 1, 0.975), len(given))
+
+
+def paired(
+    one: Tensor | np.ndarray, other: Tensor | np.ndarray, groups: Tensor | Sequence[int] | None = None
+) -> Interval:
+    """:func:`interval` of the differences one − other [images, ...] of two methods on the same images."""
+    a, b = (torch.as_tensor(values).double().cpu() for values in (one, other))
+    if a.shape != b.shape:
+        raise ValueError(f"other: got {tuple(b.shape)}; allowed: {tuple(a.shape)}, a value for each of the first")
+    return interval(a - b, groups)
+
+
+def _checked(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Clipped estimates and their references, float64 on the CPU."""
     _support.images("reference", reference)
     _support.finite("x", _support.batch_of("x", x, reference.shape[1:]))
     if len(x) != len(reference):
         raise ValueError(f"x: got {len(x)} images for {len(reference)} references; allowed: as many as references")
-    estimates = x.detach().double().clamp(0, 1).cpu().numpy()
-    truths = reference.detach().double().cpu().numpy()
-    values = [float(score(a, b)) for a, b in zip(estimates, truths, strict=True)]
-    return torch.tensor(values, dtype=torch.float64)
+    return x.detach().double().clamp(0, 1).cpu(), reference.detach().double().cpu()

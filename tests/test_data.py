@@ -211,6 +211,75 @@ def test_damaged_zips_are_named(damage: str, tmp_path: Path, monkeypatch: pytest
         data.load("eurosat")
 
 
+@pytest.mark.parametrize("where", ["COMPANION_DATA", "cache"])
+@pytest.mark.parametrize("damage", [b"<!doctype html><html>Sign in</html>", idx(GREY)[:-500]])
+def test_fetch_refuses_damaged_files_and_downloads_the_caches_anew(
+    where: str, damage: bytes, server: "Server", tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, file = own_cache if where == "cache" else tmp_path / "given", "t10k-labels-idx1-ubyte.gz"
+    if where == "COMPANION_DATA":
+        monkeypatch.setenv("COMPANION_DATA", str(root))
+    write_mnist(root / "mnist")
+    whole = idx(np.arange(24, dtype=np.uint8))
+    server.content = whole
+    (root / "mnist" / file).write_bytes(damage)
+    known = {**_sources.SOURCES["mnist"].files, file: sha256(whole)}
+    monkeypatch.setitem(
+        _sources.SOURCES, "mnist", replace(_sources.SOURCES["mnist"], files=known, mirrors=(server.address,))
+    )
+    if where == "cache":
+        assert data.load("mnist", "test").labels.tolist() == list(range(24))
+        assert (root / "mnist" / file).read_bytes() == whole and len(server.asked) == 1
+    else:
+        with pytest.raises(ValueError, match=rf"mnist/{file}: got a damaged file"):
+            data.fetch("mnist")
+        assert server.asked == []
+    assert (root / "mnist" / file).exists()
+
+
+@pytest.mark.parametrize("damage", [b"<html>", None])
+def test_fetch_reads_zips_to_their_end(damage: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    file = tmp_path / "eurosat64" / "eurosat_rgb_64.zip"
+    write_zip(file, "file,class,name,split", "a/{k}.webp,0,x,{split}")
+    assert data.fetch("eurosat") == [file]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(damage or bytes(content))
+    with pytest.raises(ValueError, match=r"eurosat_rgb_64.zip: got a damaged file"):
+        data.fetch("eurosat")
+
+
+def test_an_index_may_begin_with_a_byte_order_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    write_zip(tmp_path / "eurosat64" / "eurosat_rgb_64.zip", "\ufefffile,class,split", "a/{k}.webp,{k},{split}")
+    assert data.load("eurosat", "test").labels.tolist() == list(range(30, 35))
+
+
+def test_a_truncated_face_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    (tmp_path / "celeba").mkdir()
+    for number in (1, 2):
+        face = np.random.default_rng(number).integers(0, 256, (218, 178, 3), dtype=np.uint8)
+        Image.fromarray(face).save(tmp_path / "celeba" / f"{number:06}.jpg")
+    broken = tmp_path / "celeba" / "000002.jpg"
+    broken.write_bytes(broken.read_bytes()[:5000])
+    for read in (lambda: data.load("celeba"), lambda: data.fetch("celeba")):
+        with pytest.raises(ValueError, match=r"000002.jpg: got a damaged file .*; allowed: a whole JPEG"):
+            read()
+
+
+def test_the_catalogue_says_where_each_set_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    write_mnist(tmp_path / "mnist")
+    found = {entry["name"]: entry["found"] for entry in data.catalogue()}
+    assert tuple(found) == data.names() and all(all(entry.values()) for entry in data.catalogue())
+    assert found["digits"] == "embedded" and found["mnist"] == str(tmp_path / "mnist")
+    assert found["fashion-mnist"] == "not on this machine: companion data fetch fashion-mnist"
+    assert found["eurosat"] == "not on this machine: the user makes it" and "folder" in found["celeba"]
+    assert [data.licence(entry["name"]) for entry in data.catalogue()] == [e["licence"] for e in data.catalogue()]
+
+
 # --- downloads
 
 
@@ -309,7 +378,8 @@ def test_sets_without_a_public_address_say_how_to_make_them(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cifar",), "name: got 'cifar'; allowed: digits, photos, mnist"),
+        (("cifar",), "name: got 'cifar'; allowed: digits, photos, .*, mnist"),
+        (("kodak",), "split: got 'train'; allowed: test"),
         (("photos", "dev"), "split: got 'dev'; allowed: train, validation, test"),
         (("photos", "train", 48), "size: got 48; allowed: 32, 64"),
         (("eurosat", "train", 16), "size: got 16; allowed: 32, 64"),
@@ -322,10 +392,16 @@ def test_unknown_arguments_are_refused(arguments: tuple, message: str) -> None:
 
 
 def test_names_and_fetch() -> None:
-    assert data.names() == ("digits", "photos", "mnist", "fashion-mnist", "eurosat", "flowers", "celeba")
-    assert data.fetch("photos") == [] == data.fetch("digits")
+    embedded = ("digits", "photos", "kodak", "china-coffee")
+    assert data.names() == (*embedded, "photographs", "mnist", "fashion-mnist", "eurosat", "flowers", "celeba")
+    assert all(data.fetch(name) == [] for name in embedded)
     with pytest.raises(ValueError, match="name: got 'x'; allowed: digits"):
         data.fetch("x")
+
+
+def test_a_folder_is_pointed_to_its_function(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"name: got the folder {tmp_path}; .*data.folder\('{tmp_path}'\)"):
+        data.load(str(tmp_path))
 
 
 def test_import_is_light() -> None:

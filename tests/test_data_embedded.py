@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from companion import data
+from companion import _support, data
 from companion.data import _decode, _photos
 
 
@@ -35,6 +36,25 @@ def test_photos_of_a_split_come_from_photographs_of_their_own() -> None:
     assert not train & test
 
 
+@pytest.mark.parametrize("size", [32, 64])
+def test_kodak_has_the_same_place_of_each_photograph_in_every_round(size: int) -> None:
+    crops = data.load("kodak", "test", size)
+    assert crops.photo.tolist() == [*range(24)] * 3
+    for photo in (0, 23):
+        with Image.open(_support.store() / "images" / f"kodim{photo + 1:02}.webp") as opened:
+            whole = np.asarray(opened).transpose(2, 0, 1)
+        top = 125 - size // 2
+        for turn, middle in enumerate((125, 41, 208)):  # the centres of the thirds of 250 pixels, the middle one first
+            expected = whole[:, top : top + size, middle - size // 2 :][:, :, :size]
+            assert np.array_equal(crops.images[24 * turn + photo].numpy(), expected)
+
+
+def test_kodak_is_at_half_size() -> None:
+    middle = data.load("kodak", "test").images[0, :, 16, 16]
+    original = torch.tensor([132.25, 134.5, 107.75])  # mean of the four middle pixels of the 500 x 500 file
+    assert (middle - original).abs().max() <= 0.5
+
+
 def places(crop: Tensor, photograph: Tensor) -> list[tuple[int, int]]:
     """Every place (row, column) of a crop in a photograph, by exhaustive search."""
     windows = photograph.unfold(1, 64, 1).unfold(2, 64, 1)
@@ -63,6 +83,14 @@ def test_photos_of_size_32_are_averages_of_those_of_size_64() -> None:
     assert (small.images.double() - average).abs().max() <= 0.5
 
 
+def test_photos_of_each_split_know_their_photographs() -> None:
+    for split, number in (("train", 7), ("validation", 1), ("test", 2)):
+        images = data.load("photos", split)
+        assert images.photo.unique().tolist() == list(range(number)) and images.photo.shape == (len(images),)
+    assert data.load("photos", "test").photo[:6].tolist() == [0, 1] * 3
+    assert torch.equal(data.load("china-coffee", "test").images, data.load("photos", "test").images)
+
+
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_shrink_is_the_local_mean(factor: int) -> None:
     from skimage.transform import downscale_local_mean
@@ -88,3 +116,5 @@ def test_images_refuses_other_tensors() -> None:
         data.Images(torch.zeros(2, 1, 8, 8), None, "x", "train")
     with pytest.raises(ValueError, match="labels: got"):
         data.Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(3), "x", "train")
+    with pytest.raises(ValueError, match="photo: got"):
+        data.Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None, "x", "train", torch.zeros(3))

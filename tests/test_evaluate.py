@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from skimage import metrics
 
 from companion import evaluate
@@ -89,3 +90,80 @@ def test_bad_input(score, x, reference, message):
 def test_images_too_small_for_the_window_of_ssim():
     with pytest.raises(ValueError, match="reference: got images of 6×9 pixels; allowed: sides >= 7"):
         evaluate.ssim(pictures(height=6), pictures(height=6))
+
+
+def test_a_reference_just_outside_is_told_apart_from_one():
+    one = torch.full((1, 1, 8, 8), 1.0000001)
+    with pytest.raises(
+        ValueError, match=r"reference: got pixels from 1.0000001\d* to 1.0000001\d*; allowed: pixels in"
+    ):
+        evaluate.psnr(one, one)
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (3, 12, 9), (3, 1, 12, 9), (3, 3, 12, 9)])
+def test_scores_of_chosen_pixels_are_those_of_the_pixels_alone(shape):
+    x, reference = pictures(), pictures(seed=1)
+    where = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.3
+    for image, score in enumerate(evaluate.psnr(x, reference, where=where)):
+        chosen = np.broadcast_to(where.numpy(), (3, 3, 12, 9))[image]
+        a, b = (t[image].double().numpy()[chosen] for t in (x, reference))
+        assert float(score) == pytest.approx(metrics.peak_signal_noise_ratio(b, a, data_range=1), rel=1e-12)
+    assert torch.equal(evaluate.psnr(x, reference), evaluate.psnr(x, reference, where=torch.ones(1).bool()))
+
+
+@pytest.mark.parametrize(
+    ("where", "given"),
+    [
+        (torch.ones(12, 9), r"torch.float32 \(12, 9\)"),
+        (torch.ones(9, 12).bool(), r"torch.bool \(9, 12\)"),
+        (torch.eye(3).bool()[:, :1, None, None], r"torch.bool \(3, 1, 1, 1\)"),
+    ],
+)
+def test_pixels_that_cannot_be_chosen(where, given):
+    allowed = r"booleans that broadcast to \(3, 3, 12, 9\)"
+    with pytest.raises(ValueError, match=f"where: got {given}; allowed: {allowed}"):
+        evaluate.mse(pictures(), pictures(), where)
+
+
+def test_the_psnr_of_the_mean_error():
+    x, reference = pictures(), pictures(seed=1)
+    whole = metrics.peak_signal_noise_ratio(reference.double().numpy(), x.double().numpy(), data_range=1)
+    scores = evaluate.psnr(x, reference)
+    assert float(evaluate.psnr_of_mean(scores)) == pytest.approx(whole, rel=1e-12)
+    two = evaluate.psnr_of_mean(np.stack([scores.numpy(), [10.0, 20.0, 30.0]], axis=1))
+    assert two[1] == pytest.approx(-10 * np.log10((0.1 + 0.01 + 0.001) / 3))
+
+
+def test_intervals_are_students_over_photographs():
+    values = np.random.default_rng(0).normal(25, 3, (72, 2))
+    photo = np.tile(np.arange(24), 3)
+    means = values.reshape(3, 24, 2).mean(0)
+    found = evaluate.interval(values, groups=torch.from_numpy(photo))
+    low, high = stats.t.interval(0.95, 23, loc=means.mean(0), scale=stats.sem(means))
+    np.testing.assert_allclose(found.mean - found.half, low)
+    np.testing.assert_allclose(found.mean + found.half, high)
+    assert found.groups == 24 and evaluate.interval(values).groups == 72
+    assert (evaluate.interval(values).half < found.half * 2).all()
+
+
+def test_paired_differences_are_tested_as_scipy_does():
+    first, second = np.random.default_rng(1).normal(size=(2, 30))
+    found = evaluate.paired(torch.from_numpy(first), second)
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert float(found.mean - found.half) == pytest.approx(expected.low)
+    assert float(found.mean + found.half) == pytest.approx(expected.high)
+    assert f"{evaluate.Interval(torch.tensor(1.44), torch.tensor(0.58), 24):+.1f}" == "+1.4 ± 0.6"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: evaluate.interval([1.0]), r"values: got \(1,\); allowed: at least two"),
+        (lambda: evaluate.interval([1.0, 2.0], [0, 0]), r"values: got \(1,\)"),
+        (lambda: evaluate.interval([1.0, 2.0], [0]), r"groups: got \(1,\) for values \(2,\)"),
+        (lambda: evaluate.paired([1.0, 2.0], [1.0]), r"other: got \(1,\); allowed: \(2,\)"),
+    ],
+)
+def test_observations_that_do_not_fit(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

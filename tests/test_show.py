@@ -3,6 +3,7 @@ import io
 import itertools
 import re
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from scipy import optimize, stats
 from companion import show
 from companion.show import player as player_module
 from companion.show.player import player
-from companion.show.plots import mean_and_spread, spread_out
+from companion.show.plots import mean_and_half, spread_out
 from companion.show.theme import GROUND, INK
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
@@ -52,7 +53,7 @@ def test_colours_of_methods_stay_apart_for_every_vision(vision):
 
 
 def test_colours_have_contrast_and_every_method_a_label_and_a_marker():
-    assert all(contrast(colour, GROUND) >= 3 for colour in show.COLOURS.values())
+    assert all(contrast(colour, GROUND) >= 4.5 for colour in show.COLOURS.values())
     assert contrast(INK, GROUND) >= 7
     assert show.COLOURS.keys() == show.LABELS.keys() == show.MARKERS.keys()
 
@@ -75,6 +76,30 @@ def test_images_are_upscaled_without_smoothing_and_clipped():
         assert colours == expected
     assert [ax.get_xlabel() for ax in fig.axes] == ["", "21.0 dB"]
     assert [ax.get_title() for ax in fig.axes] == ["Truth", "Glow"]
+
+
+def test_bytes_are_levels_of_255_and_other_scales_are_refused():
+    levels = np.arange(0, 256, 16, dtype=np.uint8).reshape(1, 4, 4)
+    assert np.array_equal(shot(show.images([[levels]], ["a"])), shot(show.images([[levels / 255]], ["a"])))
+    for wrong in (levels.astype(int), levels.astype(np.float32), levels / 255 - 4.5, levels > 9):
+        with pytest.raises(ValueError, match=r"rows\[0\]\[0\]: got .* pixels from .*; allowed: floating-point ones in"):
+            show.images([[wrong]], ["a"])
+
+
+def test_pictures_are_labelled_with_their_psnr():
+    truth = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bytes_of = (truth * 255).round().to(torch.uint8).numpy()
+    noisy = truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    where = torch.zeros(8, 8, dtype=torch.bool)
+    where[:4] = True
+    columns = {"glow": noisy, "stored": bytes_of, "y": noisy}
+    fig = show.pictures(truth, columns, first=2, where=where, bare=["y"])
+    assert [ax.get_title() for ax in fig.axes[:4]] == ["Truth", "Glow", "stored", "y"]
+    errors = ((noisy.clamp(0, 1) - truth)[:2, :, :4] ** 2).mean((1, 2, 3))
+    scores = [f"{-10 * np.log10(float(error)):.1f} dB" for error in errors]
+    assert [[ax.get_xlabel() for ax in fig.axes[4 * row :][:4]][::3] for row in (0, 1)] == [["", ""]] * 2
+    assert [fig.axes[1].get_xlabel(), fig.axes[5].get_xlabel()] == scores
+    assert len(fig.axes) == 8
 
 
 def test_grey_images_span_black_to_white():
@@ -108,15 +133,12 @@ def test_images_refuses_what_does_not_fit(arguments, says):
         show.images(rows, titles, psnr=psnr, row_labels=row_labels)
 
 
-def test_bars_are_the_standard_error_and_students_interval():
+def test_bars_are_students_interval():
     values = np.random.default_rng(1).normal(size=(7, 3))
-    mean, error, images = mean_and_spread("glow", values, 3, "standard error")
-    np.testing.assert_allclose(mean, values.mean(0))
-    np.testing.assert_allclose(error, stats.sem(values))
-    assert images == 7
-    _, half, _ = mean_and_spread("glow", values, 3, "95 % interval")
+    mean, half, images = mean_and_half("glow", values, 3)
     low, high = stats.t.interval(0.95, 6, loc=values.mean(0), scale=stats.sem(values))
-    np.testing.assert_allclose(half, (high - low) / 2)
+    np.testing.assert_allclose([mean - half, mean + half], [low, high])
+    assert images == 7
 
 
 def test_curves_use_the_methods_colours_and_explain_their_bars():
@@ -156,8 +178,8 @@ def test_a_logarithmic_axis_labels_as_many_points_as_there_is_room_for():
 
 def test_bars_name_the_number_of_images_where_it_is_known():
     values = {name: np.random.default_rng(0).normal(size=(12, 2)) for name in ("glow", "vae")}
-    fig = show.curves([1, 2], values, xlabel="x", ylabel="y", spread="standard error")
-    assert fig.get_supxlabel() == "bars: ± 1 standard error over 12 images"
+    fig = show.curves([1, 2], values, xlabel="x", ylabel="y")
+    assert fig.get_supxlabel() == "bars: 95 % interval of the mean over 12 images"
     assert show.curves([1, 2], {"glow": [1, 2]}, xlabel="x", ylabel="y").get_supxlabel() == ""
 
 
@@ -170,10 +192,95 @@ def test_labels_of_close_curves_neither_overlap_nor_leave_the_figure():
     assert all(fig.bbox.x0 <= box.x0 and box.x1 <= fig.bbox.x1 for box in boxes)
 
 
-def test_curve_with_a_gap_is_labelled_at_its_last_point():
-    fig = show.curves([1, 2, 3], {"glow": [1, 2, np.nan], "vae": [0, 0, 4]}, xlabel="x", ylabel="y")
-    heights = {text.get_text(): text.get_position()[1] for text in fig.axes[0].texts}
-    assert heights["Glow"] == pytest.approx(0.5) and heights["VAE"] == pytest.approx(1 - 0.05 / 1.1)
+def ends(fig):
+    """Where each label begins, and where the last point of its curve is, in pixels."""
+    fig.draw_without_rendering()
+    (ax,) = fig.axes
+    curves = {line.get_color(): line.get_xydata() for line in ax.lines if line.get_marker() not in ("None", "_", "|")}
+    found = {}
+    for text in ax.texts:
+        box, points = text.get_window_extent(), curves[text.get_color()]
+        last = ax.transData.transform(points[np.isfinite(points[:, 1])][-1])
+        found[text.get_text()] = (box.x0, (box.y0 + box.y1) / 2), tuple(last)
+    return found
+
+
+@pytest.mark.parametrize("logx", [False, True])
+def test_a_label_stands_where_its_curve_ends(logx):
+    methods = {"glow": [1, 2, np.nan, np.nan], "vae": [0, 0, 3, 4], "gan": [5, np.nan, np.nan, np.nan]}
+    found = ends(show.curves([1, 2, 3, 4], methods, xlabel="x", ylabel="y", logx=logx))
+    assert found.keys() == {"Glow", "VAE", "GAN"}
+    for (left, middle), (x, y) in found.values():
+        assert 0 < left - x < 40 and abs(middle - y) < 5
+
+
+def test_labels_of_curves_that_end_together_early_do_not_overlap():
+    methods = {"glow": [1, 2, np.nan], "gan": [1, 2.01, np.nan], "vae": [0, 0, 4]}
+    fig = show.curves([1, 2, 3], methods, xlabel="x", ylabel="y")
+    fig.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in fig.axes[0].texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_categories_are_not_joined_and_stand_side_by_side():
+    values = np.random.default_rng(0).normal(size=(6, 2))
+    fig = show.curves(["sky", "text"], {"glow": values, "tv": values + 1}, xlabel="set", ylabel="y")
+    glow, tv = (line for line in fig.axes[0].lines if line.get_marker() in ("o", "<"))
+    assert glow.get_linestyle() == tv.get_linestyle() == "None"
+    assert (glow.get_xdata() < tv.get_xdata()).all() and np.abs(glow.get_xdata() - [0, 1]).max() < 0.5
+    assert [tick.get_text() for tick in fig.axes[0].get_xticklabels()] == ["sky", "text"]
+
+
+def test_levels_are_dashed_lines_that_bear_their_names():
+    fig = show.curves(
+        [1, 2], {"glow": [1, 3]}, xlabel="x", ylabel="y", levels={"vae": 2.0, "glow": 2.5}, dashed=["glow"]
+    )
+    (ax,) = fig.axes
+    lines = {(line.get_color(), line.get_linestyle()) for line in ax.lines if line.get_linestyle() != "None"}
+    assert lines == {(show.COLOURS["glow"], "--"), (show.COLOURS["vae"], "--")}
+    assert [text.get_text() for text in ax.texts].count("Glow") == 1 and len(ax.texts) == 2
+
+
+def test_panels_are_drawn_on_axes_of_one_figure():
+    fig, axes = show.figure(width=7, columns=2)
+    x, y = [15, 31, 61, 123, 307, 614, 1229, 3072], {"glow": range(8)}
+    for ax, title in zip(axes, ("left", "right"), strict=True):
+        assert show.curves(x, y, xlabel="x", ylabel="y", logx=True, ax=ax, title=title) is fig
+    fig.draw_without_rendering()
+    (text,), right = axes[0].texts, axes[1].get_tightbbox()
+    ticks = [tick.get_window_extent() for tick in axes[0].get_xticklabels() if tick.get_text()]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(ticks))
+    assert text.get_window_extent().x1 <= right.x0 and [ax.get_title() for ax in axes] == ["left", "right"]
+
+
+class Stored:
+    """A result with named axes, as the experiments give it, with what `series` asks of it."""
+
+    labels: ClassVar = {"m": [10, 20], "method": ["glow", "tv"], "draw": [0, 1, 2], "image": list(range(4))}
+    values: ClassVar = np.random.default_rng(5).normal(size=(2, 2, 3, 4))
+
+    def axes(self, name):
+        assert name == "psnr"
+        return self.labels
+
+    def take(self, name, **at):
+        index = tuple(self.labels[axis].index(at[axis]) if axis in at else slice(None) for axis in self.labels)
+        return self.values[index]
+
+
+def test_series_are_read_by_the_names_of_axes():
+    x, lines = show.series(Stored(), "psnr", x="m", lines="method")
+    assert x == [10, 20] and list(lines) == ["glow", "tv"]
+    np.testing.assert_allclose(lines["tv"], Stored.values[:, 1].mean(1).T)
+    x, lines = show.series(Stored(), "psnr", x="draw", lines="m", method="glow", only=[20])
+    assert x == [0, 1, 2] and list(lines) == ["20"]
+    np.testing.assert_allclose(lines["20"], Stored.values[1, 0].T)
+    _, gain = show.series(Stored(), "psnr", x="m", lines="method", minus="tv")
+    assert list(gain) == ["glow"]
+    np.testing.assert_allclose(gain["glow"], (Stored.values[:, 0] - Stored.values[:, 1]).mean(1).T)
+    _, lines = show.series(Stored(), "psnr", x="m", lines="method", photo=torch.tensor([3, 7, 3, 7]))
+    expected = Stored.values[:, 0].mean(1).reshape(2, 2, 2).mean(1).T  # photographs 3, 7 of images 0 to 3
+    np.testing.assert_allclose(lines["glow"], expected)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -187,19 +294,18 @@ def test_spread_out_moves_labels_least(seed):
 
 
 @pytest.mark.parametrize(
-    ("methods", "spread", "says"),
+    ("methods", "says"),
     [
-        ({"magic": [1, 2]}, "standard error", "method: got 'magic'; allowed: flow, glow"),
-        ({"glow": [1, 2]}, "range", "spread: got 'range'; allowed: standard error, 95 % interval"),
-        ({"glow": [1, 2, 3]}, "standard error", r"methods\['glow'\]: got shape \(3,\)"),
-        ({"glow": np.zeros((1, 2))}, "standard error", r"methods\['glow'\]: got shape \(1, 2\)"),
-        ({"glow": ([1, 2], [1])}, "standard error", r"methods\['glow'\]: got shapes"),
-        ({}, "standard error", "x, methods: got"),
+        ({"magic": [1, 2]}, "method: got 'magic'; allowed: flow, glow"),
+        ({"glow": [1, 2, 3]}, r"methods\['glow'\]: got shape \(3,\)"),
+        ({"glow": np.zeros((1, 2))}, r"methods\['glow'\]: got shape \(1, 2\)"),
+        ({"glow": ([1, 2], [1])}, r"methods\['glow'\]: got shapes"),
+        ({}, "x, methods: got"),
     ],
 )
-def test_curves_refuses_what_does_not_fit(methods, spread, says):
+def test_curves_refuses_what_does_not_fit(methods, says):
     with pytest.raises(ValueError, match=says):
-        show.curves([1, 2], methods, xlabel="x", ylabel="y", spread=spread)
+        show.curves([1, 2], methods, xlabel="x", ylabel="y")
 
 
 def test_new_names_bring_their_colour():
@@ -207,7 +313,7 @@ def test_new_names_bring_their_colour():
     assert fig.axes[0].texts[0].get_color() == "#123456"
 
 
-def stored(**settings):
+def stored(pending="", **settings):
     origin = SimpleNamespace(
         profile="laptop",
         seed=3,
@@ -217,7 +323,7 @@ def stored(**settings):
         device="GPU X",
         date="2020-01-02",
     )
-    return SimpleNamespace(provenance=origin, pending="")
+    return SimpleNamespace(provenance=origin, pending=pending)
 
 
 def test_caption_names_profile_images_seeds_and_budget():
@@ -266,7 +372,8 @@ def test_display_emits_one_image_with_alt_text(notebook):
     assert html.count("<img") == 1 and 'alt="A line from 0 to &quot;1&quot; &amp; on"' in html
     assert '<figcaption style="color:inherit">A line: it rises &lt; 2.</figcaption>' in html
     assert output.data["text/plain"] == 'Figure: A line from 0 to "1" & on'
-    source = re.search(r'src="data:image/png;base64,([^"]*)"', html)[1]
+    assert 'width="480" height="330" loading="lazy"' in html
+    source = re.search(r'src="data:image/webp;base64,([^"]*)"', html)[1]
     image = Image.open(io.BytesIO(base64.b64decode(source)))
     assert image.size == (768, 528) and len(np.unique(np.asarray(image))) > 1
     assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
@@ -301,8 +408,8 @@ def test_display_refuses_figures_without_alt_text(fig, alt, says):
 def test_display_refuses_what_is_no_figure():
     with pytest.raises(ValueError, match="fig: got list"):
         show.display([1], alt="a list")
-    with pytest.raises(ValueError, match="form: got 'gif'; allowed: png, webp"):
-        show.image_bytes(line(), "gif")
+    with pytest.raises(ValueError, match="anchor: got 'A b'; allowed: lower-case letters"):
+        show.display(line(), alt="a line", anchor="A b")
 
 
 def test_explore_draws_each_value_once_and_emits_html(notebook):
@@ -324,20 +431,42 @@ def test_explore_draws_each_value_once_and_emits_html(notebook):
     assert "http" not in re.sub(r'src="[^"]*"', "", html) and " id=" not in html
 
 
-def test_explore_adds_the_live_widget_where_a_kernel_runs(notebook, monkeypatch):
-    monkeypatch.setattr(player_module, "get_ipython", lambda: SimpleNamespace(kernel=object()))
+def test_explore_leaves_no_widget_behind_where_a_kernel_runs(notebook, monkeypatch):
+    """JupyterLab shows a stored widget in place of the HTML, and has no model for it."""
+    monkeypatch.setattr(notebook, "kernel", object(), raising=False)
     with capture_output() as captured:
-        show.explore([line(level=1), line(level=2)], [1, 2], label="m", alts=["one", "two"])
+        show.explore([line(level=1), line(level=2)], [1, 2], label="m", alts=["one", "two"], anchor="over-m")
     (output,) = captured.outputs
-    assert set(output.data) == {"text/html", "text/plain", "application/vnd.jupyter.widget-view+json"}
+    assert set(output.data) == {"text/html", "text/plain"}
+    assert output.data["text/html"].startswith('<figure class="companion-explore" id="over-m">')
+    assert output.data["text/html"].count('loading="lazy"') == 2
 
 
-def test_widget_turns_the_frames():
-    made = player([line(level=1), line(level=2)], [0.25, 0.5], label="m", alts=["one", "two"], start=1)
-    picture, slider, _ = made.widget().children
-    assert 'alt="two"' in picture.value and slider.label == "0.5"
-    slider.value = 0
-    assert 'alt="one"' in picture.value
+def test_table_shows_means_with_intervals(notebook):
+    values = np.array([[20.0, 30.0], [22.0, 31.0], [24.0, 35.0]])
+    half = stats.sem(values) * stats.t.ppf(0.975, 2)
+    with capture_output() as captured:
+        show.table(
+            [10, 20],
+            {"glow": values, "noisy": [1.25, None], "by <hand>": ["a", "b"]},
+            caption="PSNR (dB)",
+            corner="m",
+            anchor="psnr",
+        )
+    (output,) = captured.outputs
+    html = output.data["text/html"]
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", html)]
+    mean = [f"{a:.1f} ± {b:.1f}" for a, b in zip((22, 32), half, strict=True)]
+    expected = [["m", "10", "20"], ["Glow", *mean], ["Noisy", "1.2", ""], ["by &lt;hand&gt;", "a", "b"]]
+    assert rows == expected
+    assert html.startswith('<figure class="companion-table" id="psnr">') and 'scope="row">Glow' in html
+    assert output.data["text/plain"].splitlines()[0] == "PSNR (dB)" and mean[0] in output.data["text/plain"]
+    for arguments, says in (
+        (([1], {}), "rows: got none"),
+        (([1], {"a": [1, 2]}), r"rows\['a'\]: got 2 values; allowed: 1"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            show.table(*arguments, caption="x")
 
 
 @pytest.mark.parametrize(

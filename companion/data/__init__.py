@@ -1,10 +1,13 @@
-"""Data sets of the book: `load` gives a torch Dataset of images in [0, 1].
+"""Data sets of the book: `load` gives a torch Dataset of images in [0, 1], `folder` the same of a user's pictures.
 
 ============= ============ =========== ===================================================================
 name          shape        from        train / validation / test
 ============= ============ =========== ===================================================================
 digits        [1, 8, 8]    embedded    scikit-learn's 1,797 in their order: first 1,300 / 200 / last 297
 photos        [3, 32, 32]  embedded    crops of different photographs, see `companion.data._photos`
+kodak         [3, 32, 32]  embedded    test only: three crops each of the 24 Kodak photographs at half size
+china-coffee  [3, 32, 32]  embedded    test only: tiles of two photographs
+photographs   [3, 32, 32]  user's file crops of 891 / 47 photographs of ImageNet, train with those of photos / as kodak
 mnist         [1, 28, 28]  downloaded  first 55,000 / last 5,000 of the 60,000 / 10,000
 fashion-mnist [1, 28, 28]  downloaded  as mnist
 eurosat       [3, 64, 64]  user's file index.csv: nine tenths of train / every tenth / test
@@ -12,26 +15,41 @@ flowers       [3, 64, 64]  user's file as eurosat, with the train and test image
 celeba        [3, 64, 64]  user's file CelebA's own partition
 ============= ============ =========== ===================================================================
 
-``photos`` also has size 64; the sets of size 64 also have size 32, by averaging 2 x 2 pixels.
+Sets of photographs also have size 64; the sets of size 64 also have size 32, by averaging 2 x 2 pixels.
 Files are looked for in the folder that the environment variable COMPANION_DATA names, then in the user's cache, then
 downloaded with a checksum. Layout, sources and licences are in ``data/README.md``.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from companion._support import one_of
+from companion._support import count, one_of
 from companion.data import _decode, _photos
 from companion.data._dataset import Images
-from companion.data._sources import SOURCES, cache_folder, given_folder, locate
+from companion.data._sources import SOURCES, cache_folder, find, given_folder, locate
 
-__all__ = ["Images", "fetch", "licence", "load", "names"]
+__all__ = ["Images", "catalogue", "fetch", "folder", "licence", "load", "names"]
 
 SPLITS = ("train", "validation", "test")
-_Read = Callable[[str, str, int], tuple[Tensor, Tensor | None]]
+PHOTOS_TEST = "china-coffee"
+"""The set whose crops ``load("photos", "test")`` gives."""
+
+_Read = Callable[[str, str, int], tuple[Tensor, Tensor | None, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One data set: sizes (the default first), reader of (images, labels, photo), and what `catalogue` says of it."""
+
+    sizes: tuple[int, ...]
+    read: _Read
+    about: str
+    licence: str
+    splits: tuple[str, ...] = SPLITS
 
 
 def names() -> tuple[str, ...]:
@@ -42,58 +60,132 @@ def names() -> tuple[str, ...]:
 def load(name: str, split: str = "train", size: int | None = None) -> Images:
     """Images of one split, float32 [channels, height, width] in [0, 1] each, in the same order every time.
 
-    Args:
-        name: one of `names`.
-        split: "train", "validation" or "test".
-        size: height and width in pixels; by default the set's own (32 for photos).
+    Parameters
+    ----------
+    name
+        One of `names`; a folder of pictures is read by `folder`.
+    split
+        "train", "validation" or "test".
+    size
+        Height and width in pixels; by default the set's own (32 for photographs).
 
-    Raises:
-        ValueError: an unknown name, split or size, or a file that is damaged.
-        FileNotFoundError: the set is not on this machine and could not be downloaded.
+    Raises ValueError for an unknown name, split or size, or a file that is damaged; FileNotFoundError where the set is
+    not on this machine and could not be downloaded.
     """
-    one_of("name", name, _SETS)
+    chosen = _chosen(name)
+    one_of("split", split, chosen.splits)
+    size = chosen.sizes[0] if size is None else size
+    one_of("size", size, sorted(chosen.sizes))
+    images, labels, photo = chosen.read(name, split, size)
+    return Images(images, labels, name, split, photo)
+
+
+def folder(path: str | Path, split: str = "train", size: int = 32) -> Images:
+    """Crops of the JPEG, PNG, TIFF and WebP pictures in a folder and its subfolders, a data set like those of `load`.
+
+    Pictures are turned as their EXIF data say; 16 bits become 8; transparent ones lie on white; grey ones are given
+    three equal channels. Each is shrunk by averaging f x f pixels, f the largest whole number that leaves its shorter
+    side at least five times `size`, and by 2f, and cut by sliding windows with strides of 3/4 and 1/2 of `size`; nearly
+    constant windows are left out. Of the pictures in the order of their paths, the 2nd, 22nd, ... are for validation,
+    the 3rd, 23rd, ... for testing, the others for training. The first crops are one of each picture, then another of
+    each; `Images.photo` is the picture's number in the order of the paths.
+
+    Parameters
+    ----------
+    path
+        Folder of the pictures.
+    split
+        "train", "validation" or "test".
+    size
+        Height and width of the crops in pixels.
+
+    Raises ValueError for a path that is no folder or holds no picture of the split, and, naming the file, for a picture
+    that can't be read, is smaller than `size`, or where every crop of the split is nearly constant.
+    """
     one_of("split", split, SPLITS)
-    sizes, read = _SETS[name]
-    size = sizes[0] if size is None else size
-    one_of("size", size, sorted(sizes))
-    images, labels = read(name, split, size)
-    return Images(images, labels, name, split)
+    size = count("size", size)
+    files = _decode.pictures_in(Path(path).expanduser())
+    split_of = {1: "validation", 2: "test"}
+    wanted = [(k, file) for k, file in enumerate(files) if split_of.get(k % 20, "train") == split]
+    if not wanted:
+        raise ValueError(
+            f"path: got {path} with {len(files)} pictures; allowed: at least {SPLITS.index(split) + 1} for {split!r}"
+        )
+    windows = [_photos.windows(_decode.picture(file), size, file) for _, file in wanted]
+    images, photo = _photos.interleave(windows, [k for k, _ in wanted])
+    if not len(images):
+        raise ValueError(f"path: got {path} with nearly constant pictures only; allowed: pictures that show something")
+    return Images(images, None, Path(path).name, split, photo)
 
 
 def fetch(name: str) -> list[Path]:
-    """Make sure that every file of a data set is on this machine, and return their paths; [] for an embedded set.
+    """Make sure that every file of a data set is on this machine and whole; return their paths; [] for an embedded set.
 
-    Raises:
-        ValueError: an unknown name.
-        FileNotFoundError: a file is not on this machine and could not be downloaded.
+    A file is right if it has the known sha256 or, as the user's own, can be read from beginning to end. A damaged one
+    in the cache is downloaded anew.
+
+    Raises ValueError for an unknown name or a damaged file; FileNotFoundError for a file that is not on this machine
+    and could not be downloaded.
     """
-    one_of("name", name, _SETS)
+    _chosen(name)
     if name == "celeba":
-        return [_faces_folder()]
+        faces = _faces_folder()
+        for split in _decode.face_splits(faces):
+            _decode.read_faces(faces, split, cache_folder("celeba"))
+        return [faces]
     return [locate(name, file) for file in SOURCES[name].files] if name in SOURCES else []
 
 
 def licence(name: str) -> str:
     """Licence of a data set in a few words; the details are in ``data/README.md``. ValueError for an unknown name."""
+    return _chosen(name).licence
+
+
+def catalogue() -> list[dict[str, str]]:
+    """What ``companion data list`` shows of each set: its name, what it is (about), where it is found, its licence."""
+    return [
+        {"name": name, "about": each.about, "found": _found(name), "licence": each.licence}
+        for name, each in _SETS.items()
+    ]
+
+
+def _chosen(name: str) -> _Set:
+    if name not in _SETS and isinstance(name, str | Path) and Path(name).expanduser().is_dir():
+        raise ValueError(
+            f"name: got the folder {name}; allowed: a name; for a folder of pictures data.folder({name!r})"
+        )
     one_of("name", name, _SETS)
-    return _LICENCES[name]
+    return _SETS[name]
 
 
-def _digits(name: str, split: str, size: int) -> tuple[Tensor, Tensor]:
+def _found(name: str) -> str:
+    if name == "celeba":
+        place = given_folder(name)
+        return str(place) if place and place.is_dir() else "not on this machine: the user's folder"
+    if name not in SOURCES:
+        return "embedded"
+    places = [find(name, file) for file in SOURCES[name].files]
+    if None not in places:
+        return str(places[0].parent)  # type: ignore[union-attr]
+    return f"not on this machine: {f'companion data fetch {name}' if SOURCES[name].mirrors else 'the user makes it'}"
+
+
+def _digits(name: str, split: str, size: int) -> tuple[Tensor, Tensor, None]:
     """Scikit-learn's digits: 17 grey levels (counts of 0 to 16 dark pixels), spread over 0 to 255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     part = {"train": slice(0, 1300), "validation": slice(1300, 1500), "test": slice(1500, None)}[split]
     grey = torch.from_numpy(digits.images[part]).mul(255 / 16).round().to(torch.uint8)
-    return grey[:, None], torch.from_numpy(digits.target[part]).long()
+    return grey[:, None], torch.from_numpy(digits.target[part]).long(), None
 
 
-def _crops(name: str, split: str, size: int) -> tuple[Tensor, None]:
-    return _photos.crops(split, size), None
+def _crops(name: str, split: str, size: int) -> tuple[Tensor, None, Tensor]:
+    images, photo = _photos.crops(PHOTOS_TEST if (name, split) == ("photos", "test") else name, split, size)
+    return images, None, photo
 
 
-def _idx(name: str, split: str, size: int) -> tuple[Tensor, Tensor]:
+def _idx(name: str, split: str, size: int) -> tuple[Tensor, Tensor, None]:
     """LeCun's four files; the last twelfth of the training images validates."""
     prefix = "t10k" if split == "test" else "train"
     files = [locate(name, f"{prefix}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
@@ -103,17 +195,17 @@ def _idx(name: str, split: str, size: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{files[0]}: got {given}; allowed: [N, {size}, {size}] with one label for each")
     fitted = len(images) - len(images) // 12
     part = {"train": slice(0, fitted), "validation": slice(fitted, None), "test": slice(None)}[split]
-    return images[part, None], labels[part].long()
+    return images[part, None], labels[part].long(), None
 
 
-def _zip(name: str, split: str, size: int) -> tuple[Tensor, Tensor]:
+def _zip(name: str, split: str, size: int) -> tuple[Tensor, Tensor, None]:
     columns = {"eurosat": ("class", "split"), "flowers": ("class_1to102", "asim2020_split")}[name]
     images, labels = _decode.read_zip(locate(name, *SOURCES[name].files), split, *columns)
-    return _resized(images, size), labels
+    return _resized(images, size), labels, None
 
 
-def _faces(name: str, split: str, size: int) -> tuple[Tensor, None]:
-    return _resized(_decode.read_faces(_faces_folder(), split, cache_folder("celeba")), size), None
+def _faces(name: str, split: str, size: int) -> tuple[Tensor, None, None]:
+    return _resized(_decode.read_faces(_faces_folder(), split, cache_folder("celeba")), size), None, None
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
@@ -134,22 +226,29 @@ def _faces_folder() -> Path:
     return folder
 
 
-_SETS: dict[str, tuple[tuple[int, ...], _Read]] = {
-    "digits": ((8,), _digits),
-    "photos": (_photos.SIZES, _crops),
-    "mnist": ((28,), _idx),
-    "fashion-mnist": ((28,), _idx),
-    "eurosat": ((64, 32), _zip),
-    "flowers": ((64, 32), _zip),
-    "celeba": ((64, 32), _faces),
-}
-
-_LICENCES = {
-    "digits": "CC BY 4.0 (UCI Machine Learning Repository)",
-    "photos": "public domain, CC0 or CC BY 2.0; for the motorcycle none is stated",
-    "mnist": "CC BY-SA 3.0",
-    "fashion-mnist": "MIT",
-    "eurosat": "MIT",
-    "flowers": "none stated; offered for research",
-    "celeba": "non-commercial research only",
+_PUBLIC = "public domain, CC0 or CC BY 2.0; for the motorcycle none is stated"
+_SETS = {
+    "digits": _Set((8,), _digits, "1,797 digits, grey, 8x8", "CC BY 4.0 (UCI Machine Learning Repository)"),
+    "photos": _Set(_photos.SIZES, _crops, "crops of ten photographs, colour, 32x32 or 64x64", _PUBLIC),
+    "kodak": _Set(
+        _photos.SIZES,
+        _crops,
+        "test crops, three each of the 24 Kodak photographs, colour, 32x32 or 64x64",
+        "released by Eastman Kodak for unrestricted use",
+        ("test",),
+    ),
+    "china-coffee": _Set(
+        _photos.SIZES, _crops, "test tiles of two photographs, colour, 32x32 or 64x64", "CC BY 2.0 and CC0", ("test",)
+    ),
+    "photographs": _Set(
+        _photos.SIZES,
+        _crops,
+        "crops of 938 photographs of ImageNet and of the embedded ones, colour, 32x32 or 64x64",
+        "none stated; ImageNet's pictures are offered for non-commercial research",
+    ),
+    "mnist": _Set((28,), _idx, "70,000 digits, grey, 28x28", "CC BY-SA 3.0"),
+    "fashion-mnist": _Set((28,), _idx, "70,000 pieces of clothing, grey, 28x28", "MIT"),
+    "eurosat": _Set((64, 32), _zip, "5,500 satellite pictures, colour, 64x64 or 32x32", "MIT"),
+    "flowers": _Set((64, 32), _zip, "5,541 flowers, colour, 64x64 or 32x32", "none stated; offered for research"),
+    "celeba": _Set((64, 32), _faces, "faces, colour, 64x64 or 32x32", "non-commercial research only"),
 }

@@ -14,21 +14,31 @@ class Images(Dataset[Tensor]):
     ``d[3:9]`` or ``d[[0, 5]]`` a batch [batch, channels, height, width] of them. For bulk access,
     ``images`` holds all of them as uint8 [N, channels, height, width].
 
-    Attributes:
-        images: uint8 tensor [N, channels, height, width].
-        labels: int64 tensor [N] of classes, or None where the set has none.
-        name: name of the data set.
-        split: "train", "validation" or "test".
+    Attributes
+    ----------
+    images
+        uint8 tensor [N, channels, height, width].
+    labels
+        int64 tensor [N] of classes, or None where the set has none.
+    photo
+        int64 tensor [N]: the number of the photograph that each crop comes from, or None where images are no crops.
+        Crops of one photograph are one observation: `evaluate.interval` takes these numbers as its groups.
+    name, split
+        Names of the data set and of the part, "train", "validation" or "test".
     """
 
-    def __init__(self, images: Tensor, labels: Tensor | None, name: str, split: str) -> None:
-        """Wrap uint8 `images` [N, C, H, W] and int64 `labels` [N] or None; else ValueError."""
+    def __init__(
+        self, images: Tensor, labels: Tensor | None, name: str, split: str, photo: Tensor | None = None
+    ) -> None:
+        """Wrap uint8 `images` [N, C, H, W] with int64 `labels` and `photo` [N] or None; else ValueError."""
         if images.dtype != torch.uint8 or images.dim() != 4:
             raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}; allowed: uint8 [N, C, H, W]")
-        if labels is not None and labels.shape != images.shape[:1]:
-            raise ValueError(f"labels: got {tuple(labels.shape)}; allowed: one for each image, [{images.shape[0]}]")
+        for given, values in (("labels", labels), ("photo", photo)):
+            if values is not None and values.shape != images.shape[:1]:
+                raise ValueError(f"{given}: got {tuple(values.shape)}; allowed: one for each image, [{len(images)}]")
         self.images = images
         self.labels = labels
+        self.photo = photo
         self.name = name
         self.split = split
 

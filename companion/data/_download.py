@@ -18,14 +18,18 @@ def download(file: Path, sha256: str, mirrors: tuple[str, ...], *, progress: boo
     What has arrived is kept beside it as ``<name>.part`` when the connection is cut, and the next attempt asks only for
     the rest (HTTP Range), also from another mirror. A file with another checksum is deleted at once.
 
-    Args:
-        file: where the file goes; its folder is made.
-        sha256: checksum in hexadecimal digits.
-        mirrors: folders on the web, each ending in "/", tried in this order.
-        progress: show a progress bar on standard error.
+    Parameters
+    ----------
+    file
+        Where the file goes; its folder is made.
+    sha256
+        Checksum in hexadecimal digits.
+    mirrors
+        Folders on the web, each ending in "/", tried in this order.
+    progress
+        Show a progress bar on standard error.
 
-    Raises:
-        OSError: no mirror gave the file; the message (one line) says why for each of them.
+    Raises OSError where no mirror gave the file; the message (one line) says why for each of them.
     """
     import pooch
     import requests

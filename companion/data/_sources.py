@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from companion._support import sha256
+from companion.data import _decode
 from companion.data._download import download
 
 
@@ -11,12 +13,18 @@ from companion.data._download import download
 class Source:
     """Files of one data set.
 
-    Attributes:
-        folder: its folder within COMPANION_DATA and within the cache.
-        files: sha256 by file name.
-        mirrors: public folders, each ending in "/"; empty if there is none.
-        embedded: the embedded set to use instead.
-        make: how a user makes the files, where nobody offers them in this layout.
+    Attributes
+    ----------
+    folder
+        Its folder within COMPANION_DATA and within the cache.
+    files
+        sha256 by file name.
+    mirrors
+        Public folders, each ending in "/"; empty if there is none.
+    embedded
+        The embedded set to use instead.
+    make
+        How a user makes the files, where nobody offers them in this layout.
     """
 
     folder: str
@@ -66,6 +74,13 @@ SOURCES = {
         "photos",
         "a zip of Oxford 102's images, 64x64 RGB, and index.csv with columns file, class_1to102, asim2020_split",
     ),
+    "photographs": Source(
+        "imagenet1000",
+        {"imagenet1000_160.zip": "6bc7b9e3bc9c936a07de9de7bfc06be2fd65cddf94a86c8a60a3d5fc8a5b6040"},
+        (),
+        "photos",
+        "a zip of photographs whose shorter side is 160 pixels, and index.csv with columns file, split",
+    ),
 }
 
 
@@ -82,22 +97,34 @@ def cache_folder(folder: str) -> Path:
     return Path(pooch.os_cache("companion")) / folder
 
 
-def locate(name: str, file: str) -> Path:
-    """Path of a file of data set `name`: in COMPANION_DATA, else in the user's cache, else downloaded to the cache.
-
-    A file in either folder is taken as it is: a download reaches the cache only after its checksum.
-
-    Raises:
-        FileNotFoundError: found nowhere; one line with the file, the folder, the reason and the embedded alternative.
-    """
+def find(name: str, file: str) -> Path | None:
+    """Path of a file of data set `name` in COMPANION_DATA, else in the user's cache, or None; the file is not read."""
     source = SOURCES[name]
     given = given_folder(source.folder)
-    if given is not None and (given / file).is_file():
-        return given / file
-    cached = cache_folder(source.folder) / file
-    if cached.is_file():
-        return cached
-    place = given or cached.parent
+    places = [folder / file for folder in (given, cache_folder(source.folder)) if folder is not None]
+    return next((place for place in places if place.is_file()), None)
+
+
+def locate(name: str, file: str) -> Path:
+    """Path of a whole file of data set `name`: in COMPANION_DATA, else in the user's cache, else downloaded to it.
+
+    A file is whole if it has the known sha256 or, as the user's own, can be read from beginning to end.
+
+    Raises ValueError for a damaged file that cannot be downloaded anew; FileNotFoundError for one found nowhere: one
+    line with the file, the folder, the reason and the embedded alternative.
+    """
+    source = SOURCES[name]
+    given, cached = given_folder(source.folder), cache_folder(source.folder) / file
+    found = find(name, file)
+    if found is not None:
+        try:
+            if sha256(found) != source.files[file]:
+                _decode.check(found)
+            return found
+        except ValueError:
+            if found != cached or not source.mirrors:
+                raise
+            cached.unlink()
     if source.mirrors:
         try:
             return download(cached, source.files[file], source.mirrors)
@@ -107,6 +134,6 @@ def locate(name: str, file: str) -> Path:
         why = f"has no public address: make it ({source.make}; see data/README.md)"
     hint = "" if given else " or name a folder with this layout in COMPANION_DATA"
     raise FileNotFoundError(
-        f"{name}: {file} is not on this machine and {why}; put it in {place}{hint}, "
+        f"{name}: {file} is not on this machine and {why}; put it in {given or cached.parent}{hint}, "
         f'or use the embedded data set "{source.embedded}"'
     )

@@ -1,13 +1,15 @@
 """Figures of the book: one look, one colour a method, alt text on every image, and sliders that need no kernel.
 
-A chapter draws with :func:`images`, :func:`curves`, or its own code inside :func:`style`, and puts the figure on the
-page with :func:`display` (or :func:`explore`), which ask for alt text.
+A chapter draws with :func:`pictures` (images beside the truth), :func:`curves` (of methods, read from a stored result
+by :func:`series`), or its own code inside :func:`style`, and puts the figure on the page with :func:`display` (or
+:func:`explore`), which ask for alt text; :func:`table` shows numbers.
 """
 
 from companion.show.output import display, image_bytes
-from companion.show.pictures import images
+from companion.show.pictures import images, pictures
 from companion.show.player import Player, explore
-from companion.show.plots import caption, curves
+from companion.show.plots import caption, curves, series
+from companion.show.tables import table
 from companion.show.theme import COLOURS, LABELS, MARKERS, figure, style
 
 __all__ = [
@@ -22,5 +24,8 @@ __all__ = [
     "figure",
     "image_bytes",
     "images",
+    "pictures",
+    "series",
     "style",
+    "table",
 ]

@@ -1,14 +1,13 @@
-"""The slider that needs no kernel: frames drawn beforehand, one shown at a time; a widget in Jupyter, HTML anywhere."""
+"""The slider that needs no kernel: frames drawn beforehand, one shown at a time, by HTML alone."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from IPython.core.getipython import get_ipython
 from matplotlib.figure import Figure
 
-from companion.show.output import emit, figcaption, image_bytes, image_tag, text
+from companion.show.output import emit, figure_html, image_tag, text
 
 LIMIT = 1_000_000  # bytes of a player's HTML: several fit into a notebook of two megabytes
 
@@ -45,12 +44,20 @@ document.querySelectorAll(".companion-explore:not([data-ready])").forEach(functi
 class Player:
     """Frames with a slider: one image, one value text and one alt text each.
 
-    Attributes:
-        tags: an <img> for each frame.
-        texts: the value that each frame shows.
-        label: the quantity that the slider moves.
-        caption: beneath the player.
-        start: index of the first frame shown.
+    Attributes
+    ----------
+    tags
+        An <img> for each frame.
+    texts
+        The value that each frame shows.
+    label
+        The quantity that the slider moves.
+    caption
+        Beneath the player.
+    start
+        Index of the first frame shown.
+    anchor
+        Name by which the page's text can link to it.
     """
 
     tags: tuple[str, ...]
@@ -58,6 +65,7 @@ class Player:
     label: str
     caption: str = ""
     start: int = 0
+    anchor: str | None = None
 
     @property
     def html(self) -> str:
@@ -68,22 +76,8 @@ class Player:
             f'autocomplete="off" aria-valuetext="{escape(self.texts[self.start])}">'
             '<span data-value aria-hidden="true"></span></label>'
         )
-        body = f"{_STYLE}<div>{''.join(self.tags)}</div>{slider}{figcaption(self.caption)}{_SCRIPT}"
-        return f'<figure class="companion-explore">{body}</figure>'
-
-    def widget(self) -> Any:
-        """The player as an ipywidget, which a running Jupyter shows in place of the HTML."""
-        import ipywidgets
-
-        options = [(value, index) for index, value in enumerate(self.texts)]
-        slider = ipywidgets.SelectionSlider(options=options, value=self.start, description=self.label)
-        picture = ipywidgets.HTML(self.tags[self.start])
-
-        def turn(change: Mapping[str, Any]) -> None:
-            picture.value = self.tags[change["new"]]
-
-        slider.observe(turn, names="value")
-        return ipywidgets.VBox([picture, slider, ipywidgets.HTML(escape(self.caption))])
+        body = f"{_STYLE}<div>{''.join(self.tags)}</div>{slider}"
+        return figure_html("explore", body, self.caption, self.anchor) + _SCRIPT
 
 
 def player(
@@ -94,6 +88,7 @@ def player(
     alts: Callable[[Any], str] | Sequence[str],
     caption: str = "",
     start: int = 0,
+    anchor: str | None = None,
 ) -> Player:
     """Return the Player that :func:`explore` shows; the arguments and errors are the same."""
     named = dict(values) if isinstance(values, Mapping) else {_shown(value): value for value in values}
@@ -112,12 +107,11 @@ def player(
         raise ValueError("alts: got the same text twice; allowed: one for each frame, that says what it shows")
     tags = []
     for shown, fig, alt in zip(named, figures, texts, strict=True):
-        content = image_bytes(fig, "webp")
+        tags.append(image_tag(fig, alt, f' data-text="{escape(shown)}"'))
         size = tuple(fig.get_size_inches())
         if size != tuple(figures[0].get_size_inches()):
             raise ValueError(f"frames: got sizes {size} and others, in inches; allowed: one size for all")
-        tags.append(image_tag(content, "webp", size, alt, f' data-text="{escape(shown)}"'))
-    made = Player(tuple(tags), tuple(named), label, caption, start)
+    made = Player(tuple(tags), tuple(named), label, caption, start, anchor)
     if len(made.html) > LIMIT:
         total = f"{len(tags)} frames of {len(made.html) / 1e6:.1f} MB in all"
         raise ValueError(f"frames: got {total}; allowed: {LIMIT / 1e6:.0f} MB: fewer values or smaller figures")
@@ -132,31 +126,34 @@ def explore(
     alts: Callable[[Any], str] | Sequence[str],
     caption: str = "",
     start: int = 0,
+    anchor: str | None = None,
 ) -> None:
     """Show a slider over `values` that swaps frames drawn now; the page needs neither kernel nor network.
 
-    Args:
-        frames: figures, or a function from a value to its figure, called once for each value. All of one size; give
-            their axes the same limits, so that only what matters moves.
-        values: what the slider stops at; a mapping gives the text to show for each.
-        label: the quantity, with its unit.
-        alts: alt texts, or a function from a value to its alt text.
-        caption: beneath the player.
-        start: index of the value shown first.
+    Parameters
+    ----------
+    frames
+        Figures, or a function from a value to its figure, called once for each value. All of one size; give their axes
+        the same limits, so that only what matters moves.
+    values
+        What the slider stops at; a mapping gives the text to show for each.
+    label
+        The quantity, with its unit.
+    alts
+        Alt texts, or a function from a value to its alt text.
+    caption
+        Beneath the player.
+    start
+        Index of the value shown first.
+    anchor
+        Name by which the page's text can link to the player (``#anchor``), unique in the book.
 
-    Raises:
-        ValueError: for fewer than two values, for frames or alts that do not match them, for blank or equal alt texts,
-            or for more than 1 MB in all.
+    Raises ValueError for fewer than two values, for frames or alts that do not match them, for blank or equal alt
+    texts, or for more than 1 MB in all.
     """
-    made = player(frames, values, label=label, alts=alts, caption=caption, start=start)
-    bundle: dict[str, object] = {
-        "text/html": made.html,
-        "text/plain": f"Slider over {made.label}: {', '.join(made.texts)}",
-    }
-    if getattr(get_ipython(), "kernel", None) is not None:
-        view = "application/vnd.jupyter.widget-view+json"
-        bundle[view] = made.widget()._repr_mimebundle_()[view]
-    emit(bundle)
+    made = player(frames, values, label=label, alts=alts, caption=caption, start=start, anchor=anchor)
+    # No widget beside it: JupyterLab prefers one, and has no model for that of a notebook that was stored.
+    emit({"text/html": made.html, "text/plain": f"Slider over {made.label}: {', '.join(made.texts)}"})
 
 
 def _shown(value: object) -> str:

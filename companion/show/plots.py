@@ -6,31 +6,82 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.special import stdtrit
+from matplotlib.patheffects import withStroke
 
+from companion import evaluate
 from companion._support import one_of
-from companion.show.theme import COLOURS, LABELS, MARKERS, WIDTH, style
-
-SPREADS = ("standard error", "95 % interval")
+from companion.show.theme import COLOURS, GROUND, LABELS, MARKERS, WIDTH, style
 
 
-def mean_and_spread(
-    name: str, values: Any, length: int, spread: str
-) -> tuple[np.ndarray, np.ndarray | None, int | None]:
-    """Return mean, half-width of the bar, and number of images of one curve.
+def series(
+    result: Any,
+    name: str,
+    *,
+    x: str,
+    lines: str,
+    images: str = "image",
+    photo: Any = None,
+    minus: object = None,
+    only: Sequence[object] | None = None,
+    **at: object,
+) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """Read an array of a stored result by the names of its axes, as :func:`curves` and :func:`table` take it.
 
-    Args:
-        name: of the curve, for the error.
-        values: array [images, length]; or a pair (mean [length], half-width [length]), which is passed through; or
-            mean [length] alone.
-        length: number of points.
-        spread: "standard error" of the mean over images, or the "95 % interval" of that mean (Student's t).
+    ``show.curves(*show.series(run, "psnr", x="m", lines="method"), xlabel="m", ylabel="PSNR (dB)")``
 
-    Raises:
-        ValueError: for another shape, or for fewer than two images.
+    Parameters
+    ----------
+    result
+        What ``experiments.load`` returns: its ``axes(name)`` gives axis -> labels, its ``take(name, axis=label)`` the
+        array over the axes left.
+    name
+        Of the array.
+    x, lines, images
+        The axis along the curve, the axis with one curve a label, and the axis of observations. The mean is taken over
+        any other axis, such as draws.
+    photo
+        [images]: numbers of the photographs of which images are crops; the mean of a photograph's crops is then one
+        observation.
+    minus
+        Label of a line to subtract, image by image, from all the others.
+    only
+        The labels of the lines to read, in this order; by default all.
+    at
+        axis=label for each axis to read at one place.
+
+    Returns the labels of `x` and label of the line -> [observations, points].
+    """
+    axes = result.axes(name)
+    left = [axis for axis in axes if axis != lines and axis not in at]
+
+    def read(label: object) -> np.ndarray:
+        array = np.asarray(result.take(name, **{lines: label}, **at), dtype=np.float64)
+        array = np.moveaxis(array, (left.index(images), left.index(x)), (0, 1))
+        array = array.reshape(*array.shape[:2], -1).mean(2)
+        return array if photo is None else np.stack([array[np.asarray(photo) == k].mean(0) for k in np.unique(photo)])
+
+    wanted = [label for label in (axes[lines] if only is None else only) if label != minus]
+    base = 0.0 if minus is None else read(minus)
+    return list(axes[x]), {str(label): read(label) - base for label in wanted}
+
+
+def mean_and_half(name: str, values: Any, length: int) -> tuple[np.ndarray, np.ndarray | None, int | None]:
+    """Return mean, half-width of the bar, and number of observations of one curve.
+
+    Parameters
+    ----------
+    name
+        Of the curve, for the error.
+    values
+        Array [observations, length], whose bar is the 95 % interval of the mean (Student's t); or a pair
+        (mean [length], half-width [length]), which is passed through; or mean [length] alone.
+    length
+        Number of points.
+
+    Raises ValueError for another shape, or for fewer than two observations.
     """
     if isinstance(values, tuple):
-        pair = [np.asarray(part, dtype=np.float64) for part in values]
+        pair = [np.asarray(part, dtype=np.float64) for part in values[:2]]
         if [part.shape for part in pair] != [(length,)] * 2:
             shapes = [part.shape for part in pair]
             raise ValueError(f"methods[{name!r}]: got shapes {shapes}; allowed: (mean, half-width) of {length} points")
@@ -39,87 +90,107 @@ def mean_and_spread(
     if array.shape == (length,):
         return array, None, None
     if array.ndim != 2 or array.shape[1] != length or array.shape[0] < 2:
-        allowed = f"[images (2 or more), {length}], (mean, half-width) or [{length}]"
+        allowed = f"[observations (2 or more), {length}], (mean, half-width) or [{length}]"
         raise ValueError(f"methods[{name!r}]: got shape {array.shape}; allowed: {allowed}")
-    images = array.shape[0]
-    error = array.std(axis=0, ddof=1) / np.sqrt(images)
-    return array.mean(axis=0), error * (stdtrit(images - 1, 0.975) if spread == SPREADS[1] else 1.0), images
+    found = evaluate.interval(array)
+    return found.mean.numpy(), found.half.numpy(), found.groups
 
 
 def curves(
-    x: Sequence[float],
+    x: Sequence[float] | Sequence[str],
     methods: Mapping[str, Any],
     *,
     xlabel: str,
     ylabel: str,
-    spread: str = "95 % interval",
     logx: bool = False,
     logy: bool = False,
+    levels: Mapping[str, float] | None = None,
+    dashed: Sequence[str] = (),
     colours: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
+    title: str = "",
+    ax: Axes | None = None,
     width: float = WIDTH,
     height: float = 3.3,
 ) -> Figure:
-    """Draw one curve a method, with error bars over images, and write its name at its end.
+    """Draw one curve a method with its 95 % interval over images, and write its name where it ends.
 
-    Args:
-        x: [points]; shown as the ticks where there are at most eight and room for them.
-        methods: name -> [images, points], (mean, half-width) or [points]; NaN leaves a gap. Names are those of COLOURS.
-        xlabel: quantity and unit of x.
-        ylabel: quantity and unit of y.
-        spread: what the bars are: "standard error" or "95 % interval" of the mean; written beneath the axis.
-        logx: whether x is on a logarithmic axis.
-        logy: whether y is on a logarithmic axis.
-        colours: of names that COLOURS lacks.
-        labels: what to write at a curve's end instead of LABELS.
-        width: of the figure, in inches.
-        height: of the figure, in inches.
+    Parameters
+    ----------
+    x
+        [points]; shown as the ticks where there are at most eight and room for them. Words stand for categories: their
+        points are not joined, and stand side by side.
+    methods
+        Name -> [images, points], (mean, half-width) or [points]; NaN leaves a gap. Names are those of COLOURS.
+    xlabel, ylabel
+        Quantity and unit.
+    logx, logy
+        Whether an axis is logarithmic.
+    levels
+        Name -> height of a dashed horizontal line in the colour of that name: a ceiling, a published value.
+    dashed
+        Names whose curves are dashed.
+    colours
+        Of names that COLOURS lacks.
+    labels
+        What to write at a curve's end instead of LABELS; "" for nothing.
+    title
+        Of the panel.
+    ax
+        Axes to draw on, of a :func:`figure` with several; by default those of a new figure.
+    width, height
+        Of a new figure, in inches.
 
-    Raises:
-        ValueError: for an unknown method or spread, or for shapes that do not fit.
+    Raises ValueError for an unknown method, or for shapes that do not fit.
     """
-    one_of("spread", spread, SPREADS)
-    palette = {**COLOURS, **(colours or {})}
-    names = {**LABELS, **(labels or {})}
-    points = np.asarray(x, dtype=np.float64)
+    palette, names = {**COLOURS, **(colours or {})}, {**LABELS, **(labels or {})}
+    words = [str(value) for value in x] if any(isinstance(value, str) for value in x) else []
+    points = np.asarray(range(len(words)) if words else x, dtype=np.float64)
     if points.ndim != 1 or not methods:
         raise ValueError(
             f"x, methods: got shape {points.shape} and {len(methods)} methods; allowed: [points], at least one"
         )
+    for name in [*methods, *(levels or {})]:
+        one_of("method", name, palette)
     counts = set()
     with style():
-        fig = Figure(figsize=(width, height), layout="constrained")
-        ax = fig.subplots()
-        ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear", ylabel=ylabel)
+        fig = Figure(figsize=(width, height), layout="constrained") if ax is None else ax.figure.figure
+        ax = fig.subplots() if ax is None else ax
+        ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear", ylabel=ylabel, title=title)
         ends = []
-        for name, values in methods.items():
-            one_of("method", name, palette)
-            mean, half, images = mean_and_spread(name, values, len(points), spread)
-            marker = MARKERS.get(name, "o")
-            ax.errorbar(points, mean, yerr=half, capsize=3, elinewidth=1.2, color=palette[name], marker=marker)
-            counts.add(images if half is not None else 0)
+        for k, (name, values) in enumerate(methods.items()):
+            mean, half, observations = mean_and_half(name, values, len(points))
+            at = points + (0.6 * ((k + 0.5) / len(methods) - 0.5) if words else 0.0)
+            look: Any = {"color": palette[name], "marker": MARKERS.get(name, "o")}
+            line = "none" if words else "--" if name in dashed else "-"
+            ax.errorbar(at, mean, yerr=half, capsize=3, elinewidth=1.2, linestyle=line, **look)
+            counts.add(observations if half is not None else 0)
             there = np.flatnonzero(np.isfinite(mean))
             if there.size:
-                ends.append((points[there[-1]], mean[there[-1]], names.get(name, name), palette[name]))
+                ends.append((np.inf if words else at[there[-1]], mean[there[-1]], names.get(name, name), palette[name]))
+        for name, level in (levels or {}).items():
+            ax.axhline(level, color=palette[name], linestyle="--", linewidth=1.2)
+            if name not in methods:
+                ends.append((np.inf, level, names.get(name, name), palette[name]))
         # Frozen, because ticks and labels are placed as fractions of the axes.
-        ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
-        _ticks(ax, points)
-        ax.set_xlabel(xlabel)
+        ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim(), xlabel=xlabel)
+        if words:
+            ax.set_xticks(points, words)
+        else:
+            _ticks(ax, points, fig)
         if counts - {0}:
-            fig.supxlabel(_explained(spread, counts - {0}), fontsize=9)
-        _label_ends(ax, ends, height)
+            over = f" over {(counts - {0}).pop()} images" if len(counts) == 1 and None not in counts else ""
+            fig.supxlabel(f"bars: 95 % interval of the mean{over}", fontsize=9)
+        _label_ends(ax, ends, fig)
     return fig
 
 
-def _explained(spread: str, counts: set[int | None]) -> str:
-    over = f" over {counts.pop()} images" if len(counts) == 1 and None not in counts else ""
-    return f"bars: {spread} of the mean{over}" if spread == SPREADS[1] else f"bars: ± 1 {spread}{over}"
-
-
-def _ticks(ax: Axes, points: np.ndarray) -> None:
+def _ticks(ax: Axes, points: np.ndarray, fig: Figure) -> None:
     places = (ax.transData + ax.transAxes.inverted()).transform(np.stack([points, points * 0 + 1], axis=1))[:, 0]
     # Labels of points closer than this, as a fraction of the axis, would run into each other.
-    gap, labelled, last = 0.08, set(), -1.0
+    place = ax.get_subplotspec()
+    columns = place.get_gridspec().ncols if place else 1
+    gap, labelled, last = 0.08 * WIDTH * columns / fig.get_figwidth(), set(), -1.0
     for index in np.argsort(places):
         if places[index] - last > gap:
             labelled.add(points[index])
@@ -131,13 +202,33 @@ def _ticks(ax: Axes, points: np.ndarray) -> None:
     ax.minorticks_off()
 
 
-def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], height: float) -> None:
-    """Write each label right of the axes at its curve's height, pushed apart where two would overlap."""
+def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], fig: Figure) -> None:
+    """Write each label right of its curve's last point, pushed apart where two that end together would overlap."""
     to_axes = ax.transData + ax.transAxes.inverted()
-    placed = sorted((float(to_axes.transform((x, y))[1]), label, colour) for x, y, label, colour in ends)
-    heights = spread_out([at for at, _, _ in placed], gap=0.28 / height)
-    for at, (_, label, colour) in zip(heights, placed, strict=True):
-        ax.text(1.02, at, label, transform=ax.transAxes, color=colour, va="center", weight="bold", fontsize=10)
+    placed = []
+    for x, y, label, colour in ends:
+        across, up = to_axes.transform((min(x, ax.get_xlim()[1]), y))
+        placed.append((round(float(across), 1) if across < 0.85 else 1.0, float(up), float(across), label, colour))
+    # A panel's height in inches is not known before the layout: at least two thirds of its row's share.
+    place = ax.get_subplotspec()
+    rows = place.get_gridspec().nrows if place else 1
+    gap = 0.28 * rows / fig.get_figheight()
+    for column in {end[0] for end in placed}:
+        together = sorted(end for end in placed if end[0] == column and end[3])
+        heights = spread_out([up for _, up, *_ in together], gap)
+        for height, (_, _, across, label, colour) in zip(heights, together, strict=True):
+            ax.annotate(
+                label,
+                (1.0 if column == 1.0 else across, height),
+                (7, 0),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                color=colour,
+                va="center",
+                weight="bold",
+                fontsize=10,
+                path_effects=[withStroke(linewidth=3, foreground=GROUND)],
+            )
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
@@ -155,12 +246,19 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
 def caption(result: Any, *, images: object = None, seeds: object = None, budget: object = None) -> str:
     """Return the line that says what a figure rests on: profile, images, seeds, budget, device and date.
 
-    Args:
-        result: what ``experiments.load`` returns; its settings `images`, `seeds` and `budget` are used if they exist.
-        images: number of images, in place of the settings'.
-        seeds: a list of seeds, or a number of draws, in place of the settings'; else the run's seed.
-        budget: evaluations that each image was given, or words for it, in place of the settings'; else the evaluations
-            of the whole run, if it made any.
+    A result that is to be run again says so in its ``pending``, which is added.
+
+    Parameters
+    ----------
+    result
+        What ``experiments.load`` returns; its settings `images`, `seeds` and `budget` are used if they exist.
+    images
+        Number of images, in place of the settings'.
+    seeds
+        A list of seeds, or a number of draws, in place of the settings'; else the run's seed.
+    budget
+        Evaluations that each image was given, or words for it, in place of the settings'; else the evaluations of the
+        whole run, if it made any.
     """
     origin = result.provenance
     settings = origin.settings

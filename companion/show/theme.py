@@ -13,21 +13,23 @@ GROUND = "#FFFFFF"
 WIDTH = 4.8  # inches; the text is 11 points of them, so 11 pixels are left on a screen 360 pixels wide
 DPI = 160  # pixels an inch in the file, which a page shows at 100, sharp on dense screens
 
-# Chosen by search: contrast with the ground at least 3:1, and any two at least 15 apart (CIE 1976) for full colour
-# vision and for protanopia, deuteranopia and tritanopia (Machado et al. 2009).
+# Chosen by search: contrast with the ground at least 4.5:1, because labels are written in them, and any two at least 15
+# apart (CIE 1976) for full colour vision and for protanopia, deuteranopia and tritanopia (Machado et al. 2009).
 COLOURS = {
     "flow": "#043D95",
     "glow": "#043D95",
-    "realnvp": "#3280FC",
-    "vae": "#1EA675",
-    "gan": "#D91C17",
-    "lasso-dct": "#C67644",
-    "lasso-wavelet": "#EF34BA",
-    "tv": "#35780E",
-    "bm3d": "#764634",
-    "pseudo-inverse": "#5C5C5C",
-    "none": "#5C5C5C",
-    "noisy": "#788A8D",
+    "realnvp": "#276CF7",
+    "vae": "#18845D",
+    "gan": "#E12609",
+    "gaussian": "#991A77",
+    "pca": "#41005D",
+    "lasso-dct": "#AA6238",
+    "lasso-wavelet": "#C318C4",
+    "tv": "#004600",
+    "bm3d": "#794935",
+    "pseudo-inverse": "#545454",
+    "none": "#545454",
+    "noisy": "#6174A2",
     "truth": "#111111",
 }
 LABELS = {
@@ -36,6 +38,8 @@ LABELS = {
     "realnvp": "RealNVP",
     "vae": "VAE",
     "gan": "GAN",
+    "gaussian": "Gaussian",
+    "pca": "PCA",
     "lasso-dct": "Lasso-DCT",
     "lasso-wavelet": "Lasso-wavelet",
     "tv": "TV",
@@ -51,6 +55,8 @@ MARKERS = {
     "realnvp": "P",
     "vae": "^",
     "gan": "v",
+    "gaussian": "p",
+    "pca": "h",
     "lasso-dct": "s",
     "lasso-wavelet": "D",
     "tv": "<",
