@@ -83,7 +83,7 @@ def _on_cluster(client: Any, tasks: Sequence[Task]) -> Iterator[tuple[int, Done]
     numbers = {
         client.submit(_work_there, task, codes[task.function], pure=False): number for number, task in enumerate(tasks)
     }
-    for future in completed(numbers):
+    for future in completed(numbers, loop=client.loop):
         yield numbers[future], future.result()
 
 
