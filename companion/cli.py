@@ -189,10 +189,11 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from companion._support import one_of
+    from companion._support import keep_freed_memory, one_of
     from companion.experiments import resolve_device
     from companion.experiments.registry import known
 
+    keep_freed_memory()
     training = import_module("companion.training")
     known("recipe", options.name, training.recipe_names())
     one_of("profile", options.profile, training.PROFILES)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from companion._reads import recording
-from companion._support import count, one_of, sha256, store, writable
+from companion._support import count, keep_freed_memory, one_of, sha256, store, writable
 from companion.experiments import fingerprint, states
 from companion.experiments import store as files
 from companion.experiments.arrays import Axes, Named, take
@@ -126,6 +126,7 @@ def run(
         For an unknown name, profile or device, a seed that is not a whole number >= 0, settings that the experiment
         does not have, or a folder that cannot be written.
     """
+    keep_freed_memory()
     entry = get(name)
     one_of("profile", profile, entry.settings)
     seed = count("seed", seed, least=0)
