@@ -187,7 +187,7 @@ def curves(
 
 def _ticks(ax: Axes, points: np.ndarray, fig: Figure) -> None:
     places = (ax.transData + ax.transAxes.inverted()).transform(np.stack([points, points * 0 + 1], axis=1))[:, 0]
-    # Labelled from the left, wherever the last label leaves room: axes take some 0.6 of a figure's width, a digit of ten
+    # Labelled from the left where the last label leaves room: axes take about 0.6 of a figure's width, a digit of ten
     # points 0.088 inches.
     place = ax.get_subplotspec()
     inches = 0.6 * fig.get_figwidth() / (place.get_gridspec().ncols if place else 1)
