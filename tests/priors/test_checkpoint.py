@@ -193,7 +193,7 @@ def test_two_writers_of_one_file_leave_a_whole_one(tmp_path):
 
 def _write_again_and_again(path, seed):
     torch.set_num_threads(1)
-    for _ in range(40):
+    for _ in range(12):
         priors.save(tiny(seed=seed, dtype=torch.float32), path)
 
 
