@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ BOOK = Path(__file__).resolve().parents[1]
 STORE = BOOK.parent / "data"
 RECORD = "companion"  # the notebook's metadata field that holds what a run was made from
 PROFILES = ("quick", "laptop", "paper")  # the best last
-CELL_TIMEOUT = 600  # seconds
+CELL_TIMEOUT = 600  # seconds; alone, on one core, no cell should take over 20
+SIDE_BY_SIDE = 2  # chapters at a time
+# One thread a kernel: several kernels whose threads spin for each other took hundreds of times longer on two cores.
+QUIET = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 STRING = re.compile(r"""(["'])([A-Za-z0-9][A-Za-z0-9._-]*)\1""")
 
 
@@ -108,7 +112,7 @@ def execute(notebook: NotebookNode, folder: Path, profile: str, store: Path = ST
         extra_arguments=["--HistoryManager.enabled=False", "--IPKernelApp.log_level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(env={**os.environ, "COMPANION_PROFILE": profile})
+    client.execute(env={**os.environ, **QUIET, "COMPANION_PROFILE": profile})
     fresh.metadata["language_info"] = {"name": "python"}
     fresh.metadata[RECORD] = {
         "code": code_hash(fresh),
@@ -152,12 +156,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="chapters (default: all)")
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--force", action="store_true", help="run also the ones that are up to date")
+    parser.add_argument("--jobs", type=int, default=SIDE_BY_SIDE, metavar="N", help="chapters side by side (default: 2)")
     given = parser.parse_args(arguments)
+    if given.jobs < 1:
+        parser.error(f"--jobs: got {given.jobs}; allowed: 1 or more")
     for path in given.paths:
         if not path.is_file():
             parser.error(f"PATH: got {path}; allowed: an existing .ipynb file")
     paths = given.paths or [Path(os.path.relpath(p)) for p in chapters()]
-    return 0 if all([run(path, given.profile, given.force) for path in paths]) else 1
+    with ThreadPoolExecutor(given.jobs) as pool:  # a thread waits for its kernel, which is a process of its own
+        return 0 if all(list(pool.map(lambda path: run(path, given.profile, given.force), paths))) else 1
 
 
 if __name__ == "__main__":
