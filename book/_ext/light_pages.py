@@ -37,11 +37,15 @@ ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:+before,?)+)\{content:"\\([0-9a-f]+)"\}
 ICON_FONT = "vendor/fontawesome/webfonts/fa-solid-900"
 
 
-def replaced(pattern: str, new: str | Callable[[re.Match[str]], str], text: str, where: str) -> str:
+def replaced(
+    pattern: str, new: str | Callable[[re.Match[str]], str], text: str, where: str
+) -> str:
     """`text` with every match replaced; an error when there is none, for then the theme is not the pinned one."""
     text, count = re.subn(pattern, new, text, flags=re.DOTALL)
     if not count:
-        raise ExtensionError(f"{where}: {pattern!r} was not found; is the pinned theme installed (requirements.lock)?")
+        raise ExtensionError(
+            f"{where}: {pattern!r} was not found; is the pinned theme installed (requirements.lock)?"
+        )
     return text
 
 
@@ -50,7 +54,9 @@ def mathjax_wheel() -> Path:
     for file in files("sphinx-mathjax-offline") or []:
         if file.name == MATHJAX[0]:
             return Path(str(file.locate())).parent
-    raise ExtensionError("MathJax is not in the installed sphinx-mathjax-offline; run: rm -rf .venv && make book")
+    raise ExtensionError(
+        "MathJax is not in the installed sphinx-mathjax-offline; run: rm -rf .venv && make book"
+    )
 
 
 def data_uri(kind: str, content: bytes) -> str:
@@ -62,14 +68,23 @@ def copy_mathjax(target: Path) -> None:
     """Write the scripts that formulas need, with their fonts inside; TeX's extensions lie beside them."""
     source = mathjax_wheel()
     fonts = source / "output/chtml/fonts/woff-v2"
-    shutil.copytree(source / "input/tex/extensions", target / "input/tex/extensions", dirs_exist_ok=True)
+    shutil.copytree(
+        source / "input/tex/extensions",
+        target / "input/tex/extensions",
+        dirs_exist_ok=True,
+    )
     for name in MATHJAX:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
     for name in WITH_FONTS:
         script = (target / name).read_text(encoding="utf-8")
         font = r"%%URL%%/(MathJax_[\w-]+\.woff)"
-        script = replaced(font, lambda m: data_uri("font/woff", (fonts / m[1]).read_bytes()), script, name)
+        script = replaced(
+            font,
+            lambda m: data_uri("font/woff", (fonts / m[1]).read_bytes()),
+            script,
+            name,
+        )
         (target / name).write_text(script, encoding="utf-8")
 
 
@@ -78,9 +93,15 @@ def lean_icons(site: Path, pages: str) -> None:
     static = site / "_static"
     theme = static / "styles/pydata-sphinx-theme.css"
     style = theme.read_text(encoding="utf-8")
-    scripts = "".join(p.read_text(encoding="utf-8") for p in static.rglob("*.js") if p.name != "fontawesome.js")
+    scripts = "".join(
+        p.read_text(encoding="utf-8")
+        for p in static.rglob("*.js")
+        if p.name != "fontawesome.js"
+    )
     used = set(re.findall(r"fa-[\w-]+", pages + scripts))
-    styles = ICON_RULE.sub("", "".join(p.read_text(encoding="utf-8") for p in static.rglob("*.css")))
+    styles = ICON_RULE.sub(
+        "", "".join(p.read_text(encoding="utf-8") for p in static.rglob("*.css"))
+    )
     letters = {int(code, 16) for code in re.findall(r'"\\([ef][0-9a-f]{3})"', styles)}
 
     def keep(rule: re.Match[str]) -> str:
@@ -99,13 +120,24 @@ def lean_icons(site: Path, pages: str) -> None:
     font.save(buffer)
     new = f'url({data_uri("font/woff", buffer.getvalue())}) format("woff")'
     old = r'url\([^)]*fa-solid-900\.woff2\) format\("woff2"\),url\([^)]*fa-solid-900\.ttf\) format\("truetype"\)'
-    theme.write_text(replaced(old, new, style, "pydata-sphinx-theme.css"), encoding="utf-8")
+    theme.write_text(
+        replaced(old, new, style, "pydata-sphinx-theme.css"), encoding="utf-8"
+    )
 
 
 def lean_page(page: Path, text: str) -> str:
     """A page without the theme's 1.5 MB of icons as script, and without the title that only paper showed, twice."""
-    text = re.sub(r'\s*<(?:script src|link rel="preload"[^>]* href)="[^"]*/fontawesome[^>]*>(?:</script>)?', "", text)
-    text = re.sub(r'(<div id="jb-print-docs-body"[^>]*>)\s*<h1>.*?</h1>', r"\1", text, flags=re.DOTALL)
+    text = re.sub(
+        r'\s*<(?:script src|link rel="preload"[^>]* href)="[^"]*/fontawesome[^>]*>(?:</script>)?',
+        "",
+        text,
+    )
+    text = re.sub(
+        r'(<div id="jb-print-docs-body"[^>]*>)\s*<h1>.*?</h1>',
+        r"\1",
+        text,
+        flags=re.DOTALL,
+    )
     return text
 
 
@@ -129,17 +161,33 @@ def lazy(tag: str, store: Path, address: Callable[[str], str]) -> str:
         name = f"{hashlib.sha256(content).hexdigest()[:20]}.{inline[1]}"
         store.mkdir(parents=True, exist_ok=True)
         (store / name).write_bytes(content)
-        size = "" if " height=" in tag else ' width="{}" height="{}"'.format(*Image.open(io.BytesIO(content)).size)
+        size = (
+            ""
+            if " height=" in tag
+            else ' width="{}" height="{}"'.format(*Image.open(io.BytesIO(content)).size)
+        )
         tag = tag.replace(inline[0], f'src="{address(name)}"{size}')
-    return tag if " loading=" in tag else tag.replace("<img", '<img loading="lazy" decoding="async"', 1)
+    return (
+        tag
+        if " loading=" in tag
+        else tag.replace("<img", '<img loading="lazy" decoding="async"', 1)
+    )
 
 
-def trim(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
+def trim(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: object,
+) -> None:
     """Before a page is written: pictures become files, and the front page's title stands once."""
     if "body" in context:
         store, pathto = Path(app.outdir) / "_images", context["pathto"]
         body = context["body"]
-        context["body"] = IMAGE.sub(lambda m: lazy(m[0], store, lambda name: pathto(f"_images/{name}", 1)), body)
+        context["body"] = IMAGE.sub(
+            lambda m: lazy(m[0], store, lambda name: pathto(f"_images/{name}", 1)), body
+        )
     if context.get("title") == context.get("docstitle"):
         context["docstitle"] = ""
 
@@ -147,7 +195,9 @@ def trim(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any],
 def settings(app: Sphinx, config: Any) -> None:
     """Point the pages at the local MathJax."""
     config.mathjax_path = f"mathjax/{MATHJAX[0]}"
-    config.mathjax3_config = {"loader": {"load": [name.removesuffix(".js") for name in MATHJAX[1:-1]]}}
+    config.mathjax3_config = {
+        "loader": {"load": [name.removesuffix(".js") for name in MATHJAX[1:-1]]}
+    }
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
-FIGURE = re.compile(r'\s*<figure class="(companion-[\w-]+)"([^>]*)>(.*)</figure>\s*', re.DOTALL)
+FIGURE = re.compile(
+    r'\s*<figure class="(companion-[\w-]+)"([^>]*)>(.*)</figure>\s*', re.DOTALL
+)
 CAPTION = re.compile(r"<figcaption[^>]*>(.*?)</figcaption>", re.DOTALL)
 
 
@@ -28,7 +30,9 @@ def numbered(source: str, default_name: str) -> nodes.figure | None:
     if whole is None or caption is None:
         return None
     named = re.search(r'\bid="([^"]+)"', whole[2])
-    figure = (table_figure if whole[1] == "companion-table" else nodes.figure)(classes=[whole[1]])
+    figure = (table_figure if whole[1] == "companion-table" else nodes.figure)(
+        classes=[whole[1]]
+    )
     figure["names"] = [nodes.fully_normalize_name(named[1] if named else default_name)]
     content = nodes.raw("", CAPTION.sub("", whole[3]), format="html")
     text = nodes.caption("", html.unescape(re.sub(r"<[^>]+>", "", caption[1])))
@@ -48,8 +52,14 @@ class NumberFigures(SphinxTransform):
         for bundle in list(self.document.findall(nodes.container)):
             if bundle.get("nb_element") != "mime_bundle":
                 continue
-            sources = [kind[0].astext() for kind in bundle.children if kind["mime_type"] == "text/html"]
-            figure = numbered(sources[0], f"fig-{page}-{count + 1}") if sources else None
+            sources = [
+                kind[0].astext()
+                for kind in bundle.children
+                if kind["mime_type"] == "text/html"
+            ]
+            figure = (
+                numbered(sources[0], f"fig-{page}-{count + 1}") if sources else None
+            )
             if figure is not None:
                 count += 1
                 figure.source, figure.line = bundle.source, bundle.line
@@ -67,5 +77,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     def depart(self: Any, node: nodes.Node) -> None:
         self.depart_figure(node)
 
-    app.add_enumerable_node(table_figure, "table", html=(visit, depart), latex=(visit, depart))
+    app.add_enumerable_node(
+        table_figure, "table", html=(visit, depart), latex=(visit, depart)
+    )
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,7 +25,12 @@ FENCE = re.compile(
     r"(?P<body>.*?)^(?P=fence) *$",
     re.MULTILINE | re.DOTALL,
 )
-NAMES = {"exercise-start": "Exercise", "solution-start": "Solution", "exercise": "Exercise", "solution": "Solution"}
+NAMES = {
+    "exercise-start": "Exercise",
+    "solution-start": "Solution",
+    "exercise": "Exercise",
+    "solution": "Solution",
+}
 
 
 def authors(entry: Entry) -> str:
@@ -37,7 +42,13 @@ def authors(entry: Entry) -> str:
 
 def citation(role: str, keys: str, sources: Mapping[str, Entry]) -> str:
     """What a {cite:p} or {cite:t} role says."""
-    found = [(authors(sources[key.strip()]), sources[key.strip()].fields.get("year", "n. d.")) for key in keys.split(",")]
+    found = [
+        (
+            authors(sources[key.strip()]),
+            sources[key.strip()].fields.get("year", "n. d."),
+        )
+        for key in keys.split(",")
+    ]
     if role.endswith("t"):
         return ", ".join(f"{who} ({year})" for who, year in found)
     return "(" + "; ".join(f"{who}, {year}" for who, year in found) + ")"
@@ -49,7 +60,11 @@ def directive(match: re.Match[str]) -> str:
     if name.endswith("-end"):
         return ""
     if name in NAMES:
-        heading = f"**{NAMES[name]}**" if NAMES[name] == "Solution" else f"**{NAMES[name]}. {title}**"
+        heading = (
+            f"**{NAMES[name]}**"
+            if NAMES[name] == "Solution"
+            else f"**{NAMES[name]}. {title}**"
+        )
         return f"{heading}\n\n{body}" if body else f"{heading}\n"
     if name == "dropdown":
         return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
@@ -57,10 +72,17 @@ def directive(match: re.Match[str]) -> str:
         return f"$$\n{body}\n$$"
     kind = name.removeprefix("prf:").capitalize()
     heading = {"admonition": title}.get(name) or f"{kind} ({title})" if title else kind
-    return "\n".join(f"> {line}".rstrip() for line in f"**{heading}**\n\n{body}".splitlines())
+    return "\n".join(
+        f"> {line}".rstrip() for line in f"**{heading}**\n\n{body}".splitlines()
+    )
 
 
-def plain(text: str, cite: Callable[[str, str], str], number: Callable[[str], str], link: Callable[[str], str]) -> str:
+def plain(
+    text: str,
+    cite: Callable[[str, str], str],
+    number: Callable[[str], str],
+    link: Callable[[str], str],
+) -> str:
     """MyST as the Markdown that Jupyter shows.
 
     `cite` takes role and keys, `number` a label, `link` a relative address; an empty answer of `link` leaves the words.
@@ -80,7 +102,9 @@ def plain(text: str, cite: Callable[[str, str], str], number: Callable[[str], st
 
     while FENCE.search(text):
         text = FENCE.sub(directive, text)
-    text = LABELLED_EQUATION.sub(lambda m: f"$${m[1].rstrip()} \\tag{{{number(m[2])}}}$$", text)
+    text = LABELLED_EQUATION.sub(
+        lambda m: f"$${m[1].rstrip()} \\tag{{{number(m[2])}}}$$", text
+    )
     return LINK.sub(linked, ROLE.sub(role, text))
 
 
@@ -88,22 +112,35 @@ def numbers(env: BuildEnvironment) -> dict[str, str]:
     """Number or title of everything with a label: equations, figures, tables, theorems, sections."""
     named = {}
     standard: Any = env.get_domain("std")
-    found = {**{k: (d, i, i) for k, (d, i) in standard.anonlabels.items()}, **standard.labels}
+    found = {
+        **{k: (d, i, i) for k, (d, i) in standard.anonlabels.items()},
+        **standard.labels,
+    }
     figures = {"figure": "Figure", "table": "Table"}
     for label, (page, anchor, title) in found.items():
         named[label] = str(title)
         for kind, known in env.toc_fignumbers.get(page, {}).items():
             if anchor in known:
-                named[label] = f"{figures.get(kind, str(title))} {'.'.join(map(str, known[anchor]))}"
+                named[label] = (
+                    f"{figures.get(kind, str(title))} {'.'.join(map(str, known[anchor]))}"
+                )
     for label, (page, _) in env.get_domain("math").data["objects"].items():
-        counted = env.toc_fignumbers.get(page, {}).get("displaymath", {}).get(f"equation-{label}", ())
+        counted = (
+            env.toc_fignumbers.get(page, {})
+            .get("displaymath", {})
+            .get(f"equation-{label}", ())
+        )
         named[label] = ".".join(map(str, counted)) or label
     return named
 
 
 def preface(title: str, address: str, install: str) -> str:
     """What stands above a downloaded chapter."""
-    page = f"[its page]({address}), with numbered figures and all links" if address else "the book's site"
+    page = (
+        f"[its page]({address}), with numbered figures and all links"
+        if address
+        else "the book's site"
+    )
     return (
         f"> This notebook is a chapter of *{title}*. To run it, you need Python 3.11 or newer and the package "
         f"`flow-priors`, which is imported as `companion`: {install}. The chapter is best read at {page}."
@@ -112,7 +149,11 @@ def preface(title: str, address: str, install: str) -> str:
 
 def install_line(repository: str) -> str:
     """How the package is installed, in Markdown."""
-    return f"`pip install git+{repository}`" if repository else "`pip install .` in a copy of the book's repository"
+    return (
+        f"`pip install git+{repository}`"
+        if repository
+        else "`pip install .` in a copy of the book's repository"
+    )
 
 
 def write(app: Sphinx, exception: Exception | None) -> None:
@@ -131,17 +172,30 @@ def write(app: Sphinx, exception: Exception | None) -> None:
 
         def link(address: str, page: str = page) -> str:
             target, _, anchor = address.partition("#")
-            document = PurePosixPath(normpath(PurePosixPath(page).parent / target)).with_suffix(".html")
-            return urljoin(f"{base.rstrip('/')}/", f"{document}{'#' * bool(anchor)}{anchor}") if base else ""
+            document = PurePosixPath(
+                normpath(PurePosixPath(page).parent / target)
+            ).with_suffix(".html")
+            return (
+                urljoin(
+                    f"{base.rstrip('/')}/", f"{document}{'#' * bool(anchor)}{anchor}"
+                )
+                if base
+                else ""
+            )
 
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = plain(
-                    cell.source, lambda r, k: citation(r, k, sources), lambda label: named.get(label.lower(), label), link
+                    cell.source,
+                    lambda r, k: citation(r, k, sources),
+                    lambda label: named.get(label.lower(), label),
+                    link,
                 )
         address = link(PurePosixPath(page).name)
-        head = nbformat.v4.new_markdown_cell(preface(app.config.html_title, address, install), id="companion-preface")
+        head = nbformat.v4.new_markdown_cell(
+            preface(app.config.html_title, address, install), id="companion-preface"
+        )
         notebook.cells.insert(0, head)
         nbformat.write(notebook, path)
 
@@ -150,7 +204,11 @@ def substitutions(app: Sphinx, config: Any) -> None:
     """Words for the book's pages that depend on the repository's address: {{ get_code }} and {{ install }}."""
     address = config.html_theme_options.get("repository_url", "")
     folder = address.rstrip("/").rsplit("/", 1)[-1].removesuffix(".git")
-    clone = f"git clone {address}\ncd {folder}\n" if address else "cd flow-priors   # your copy of the book's repository\n"
+    clone = (
+        f"git clone {address}\ncd {folder}\n"
+        if address
+        else "cd flow-priors   # your copy of the book's repository\n"
+    )
     config.myst_substitutions = {
         "get_code": f"```sh\n{clone}make book   # the site, from the stored notebooks\nmake lab    # the chapters in JupyterLab\n```",
         "install": install_line(address),
