@@ -1,7 +1,7 @@
 """Sphinx extension: what `companion.show` puts on a page becomes a numbered figure or table that text can refer to.
 
-An output whose HTML is `<figure class="companion-…" id="NAME">…<figcaption>…</figcaption></figure>` turns into a Sphinx
-figure (a table where the class is companion-table) with the target NAME, for {numref}`NAME` and #NAME. Without an id
+An output whose HTML is `<figure class="companion-…" id="NAME">…<figcaption>…</figcaption></figure>`, and perhaps a script,
+turns into a Sphinx figure (a table where the class is companion-table) with the target NAME, for {numref}`NAME` and #NAME. Without an id
 the target is `fig-<page>-<n>`. An output without a caption stays what it was, and has no number.
 """
 
@@ -34,7 +34,7 @@ def numbered(source: str, default_name: str) -> nodes.figure | None:
         classes=[whole[1]]
     )
     figure["names"] = [nodes.fully_normalize_name(named[1] if named else default_name)]
-    content = nodes.raw("", CAPTION.sub("", whole[3]), format="html")
+    content = nodes.raw("", CAPTION.sub("", whole[3]) + whole[4], format="html")
     text = nodes.caption("", html.unescape(re.sub(r"<[^>]+>", "", caption[1])))
     figure += [text, content] if isinstance(figure, table_figure) else [content, text]
     return figure

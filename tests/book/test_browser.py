@@ -76,30 +76,31 @@ def address(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_first_visit_is_light_and_loads_no_picture_far_below(address: str, site: Path) -> None:
-    if browser_checks.executable() is None:
-        pytest.skip("no Chromium was found")
+def test_a_first_visit_is_light_and_loads_no_picture_far_below(
+    context: BrowserContext, address: str, site: Path
+) -> None:
     chapters = sorted((p for p in html_pages(site) if p.with_suffix(".ipynb").name in downloads(site)), key=size)
-    with browser_checks.chromium() as browser:
-        for chapter in [site / "index.html", *chapters[-2:]]:
-            context = browser.new_context(viewport=browser_checks.DESK)  # nothing is in its cache
-            page = context.new_page()
-            answers, errors = [], []
-            page.on("response", lambda answer, kept=answers: kept.append(answer))
-            page.on("console", lambda line, kept=errors: kept.append(line.text) if line.type == "error" else None)
-            page.goto(f"{address}/{chapter.relative_to(site).as_posix()}", wait_until="networkidle")
-            page.wait_for_timeout(500)
-            bodies = [len(answer.body()) for answer in answers if not 300 <= answer.status < 400]
-            far = page.evaluate(
-                "far => [...document.querySelectorAll('article img')].filter(i => i.getClientRects().length "
-                "&& i.complete && i.naturalWidth && i.getBoundingClientRect().top > far).map(i => i.src)",
-                NEAR,
-            )
-            assert errors == []  # a missing favicon among them
-            assert [answer.url for answer in answers if answer.status >= 400] == []
-            assert sum(bodies) <= HEAVIEST, chapter.name
-            assert far == [], chapter.name
-            context.close()
+    assert context.browser is not None
+    for chapter in [site / "index.html", *chapters[-2:]]:
+        fresh = context.browser.new_context(viewport=browser_checks.DESK)  # nothing is in its cache
+        fresh.set_default_timeout(browser_checks.PATIENCE)
+        page = fresh.new_page()
+        answers, errors = [], []
+        page.on("response", lambda answer, kept=answers: kept.append(answer))
+        page.on("console", lambda line, kept=errors: kept.append(line.text) if line.type == "error" else None)
+        page.goto(f"{address}/{chapter.relative_to(site).as_posix()}", wait_until="networkidle")
+        page.wait_for_timeout(500)
+        bodies = [int(answer.headers["content-length"]) for answer in answers if answer.status < 300]
+        far = page.evaluate(
+            "far => [...document.querySelectorAll('article img')].filter(i => i.getClientRects().length "
+            "&& i.complete && i.naturalWidth && i.getBoundingClientRect().top > far).map(i => i.src)",
+            NEAR,
+        )
+        assert errors == []  # a missing favicon among them
+        assert [answer.url for answer in answers if answer.status >= 400] == []
+        assert sum(bodies) <= HEAVIEST, chapter.name
+        assert far == [], chapter.name
+        fresh.close()
 
 
 def downloads(site: Path) -> set[str]:

@@ -18,7 +18,7 @@ CAPTION = "<figcaption style='color:inherit'>Less &lt; more</figcaption>"
 TEXT = "# One\n{numref}`fig-named`, {numref}`fig-page-2`, {numref}`tab-named`, {ref}`here <fig-named>`"
 OUTPUTS = [
     FIGURE.format("figure", ' id="fig-named" style="margin:0"', CAPTION),
-    FIGURE.format("explore", "", CAPTION),
+    FIGURE.format("explore", "", CAPTION) + "<script>start()</script>",
     FIGURE.format("table", ' id="tab-named"', CAPTION),
     FIGURE.format("figure", "", ""),
     "<b>no figure</b>",
@@ -47,6 +47,7 @@ def test_figures_and_tables_have_numbers_of_their_own(page: Tag) -> None:
     numbers = [span.get_text(strip=True) for span in page.select("figure .caption-number")]
     assert numbers == ["Fig. 1", "Fig. 2", "Table 1"]
     assert [figure.get("id") for figure in page.find_all("figure")] == ["fig-named", "fig-page-2", "tab-named", None]
+    assert page.find_all("figure")[1].script.get_text() == "start()"
     assert {span.get_text() for span in page.select("figure .caption-text")} == {"Less < more"}
 
 
