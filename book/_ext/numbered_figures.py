@@ -1,8 +1,9 @@
 """Sphinx extension: what `companion.show` puts on a page becomes a numbered figure or table that text can refer to.
 
-An output whose HTML is `<figure class="companion-…" id="NAME">…<figcaption>…</figcaption></figure>`, and perhaps a script,
-turns into a Sphinx figure (a table where the class is companion-table) with the target NAME, for {numref}`NAME` and #NAME. Without an id
-the target is `fig-<page>-<n>`. An output without a caption stays what it was, and has no number.
+An output whose HTML is `<figure class="companion-…" id="NAME">…<figcaption>…</figcaption>
+</figure>`, and perhaps a script, turns into a Sphinx figure (a table where the class is
+companion-table) with the target NAME, for {numref}`NAME` and #NAME. Without an id the target
+is `fig-<page>-<n>`. An output without a caption stays what it was, and has no number.
 """
 
 import html
@@ -14,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
 FIGURE = re.compile(
-    r'\s*<figure class="(companion-[\w-]+)"([^>]*)>(.*)</figure>\s*', re.DOTALL
+    r'\s*<figure class="(companion-[\w-]+)"([^>]*)>(.*)</figure>(.*)', re.DOTALL
 )
 CAPTION = re.compile(r"<figcaption[^>]*>(.*?)</figcaption>", re.DOTALL)
 

@@ -147,7 +147,7 @@ def fits_a_phone(seen: Visit) -> list[str]:
     return [f"{width} px wide on a phone of {PHONE['width']} px"] if width > PHONE["width"] + 1 else []
 
 
-WIDE = """() => [...document.querySelectorAll('article *')]
+WIDE = """() => [...document.querySelectorAll('article :not(mjx-container *)')]
     .filter(e => e.scrollWidth > e.clientWidth + 2 && e.clientWidth > 40
         && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))
     .map(e => { e.scrollLeft = 0; return e; })"""
