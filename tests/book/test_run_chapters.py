@@ -133,6 +133,7 @@ def test_a_result_that_waits_for_another_run_counts_as_changed(store: Path) -> N
     assert run_chapters.stored_hashes(notebook, store) != before
 
 
+@pytest.mark.slow
 def test_chapters_run_side_by_side_with_one_thread_each(tmp_path: Path) -> None:
     # Each waits for the other's file: one after the other, the first would wait in vain.
     code = (
