@@ -1,7 +1,8 @@
 """What every operator offers: measurements of a batch of images, and for linear operators the adjoint."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ class Operator(ABC):
     def apply(self, x: Tensor) -> Tensor:
         """f(x) without checks."""
 
+    def select(self, index: Sequence[int] | Tensor) -> Self:
+        """The operator for the images at `index`: the same one, unless it has data for each image."""
+        return self
+
 
 class LinearOperator(Operator):
     """A linear map A with its adjoint A*: ⟨A x, y⟩ = ⟨x, A* y⟩ for all x and y."""
@@ -53,15 +58,3 @@ def checked_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     if not sizes or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
         raise ValueError(f"{name}: got {shape!r}; allowed: a tuple of whole numbers >= 1, such as (3, 32, 32)")
     return sizes
-
-
-def never_alone(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """``function(batch)``, where a batch of one is computed as one of two.
-
-    The CPU kernels of convolutions round differently in a batch of one, which hundreds of steps of a non-convex search
-    can blow up to a visible difference. In larger batches an image mostly has the same bits, but not always: beyond
-    some number of images, which depends on the network, a kernel may round differently again.
-    """
-    if batch.shape[0] > 1:
-        return function(batch)
-    return function(torch.cat([batch, batch.detach()]))[:1]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from companion import _support
-from companion.measure.base import LinearOperator, checked_shape, never_alone
+from companion.measure.base import LinearOperator, checked_shape
 
 
 class Identity(LinearOperator):
@@ -164,11 +164,11 @@ class Blur(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         """The blurred images, [batch, channels, H − k + 1, W − l + 1]."""
-        return never_alone(lambda x: F.conv2d(x, self._weight(x), groups=self.shape[0]), x)
+        return F.conv2d(x, self._weight(x), groups=self.shape[0])
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """Each value spread over the pixels that it was gathered from."""
-        return never_alone(lambda y: F.conv_transpose2d(y, self._weight(y), groups=self.shape[0]), y)
+        return F.conv_transpose2d(y, self._weight(y), groups=self.shape[0])
 
 
 class Downsample(LinearOperator):

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -35,6 +36,10 @@ class Noise(ABC):
     @abstractmethod
     def log_prob(self, residual: Tensor) -> Tensor:
         """log p(δ = residual) in nats, [batch], for residuals [batch, *measurement shape]."""
+
+    def select(self, index: Sequence[int] | Tensor) -> Self:
+        """The noise of the images at `index`: the same one, unless it has data for each image."""
+        return self
 
 
 class IndependentNoise(Noise):

@@ -1,5 +1,6 @@
 """An inverse problem: what is measured, and how noisily."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,10 @@ class Problem:
             _support.images("x", x, self.operator.shape)
         exact = self.operator(x)
         return exact + self.noise.sample(exact.shape, seed, like=exact)
+
+    def select(self, index: Sequence[int] | Tensor) -> "Problem":
+        """The problem of the images at `index`."""
+        return Problem(self.operator.select(index), self.noise.select(index))
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
         """log p(y | x) = log p_δ(y − f(x)) in nats, [batch]; unchecked, for solvers."""

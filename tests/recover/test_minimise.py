@@ -69,15 +69,15 @@ def test_lbfgs_finds_the_minimum_of_quadratics():
     energy, centre = quadratic()
     result = recover.minimise(energy, torch.zeros_like(centre), tolerance_gradient=1e-9, tolerance_change=0)
     assert result.converged.all()
-    assert (result.z - centre).abs().max() < 1e-6
+    assert (result.x - centre).abs().max() < 1e-6
     torch.testing.assert_close(result.energy, torch.full_like(result.energy, 3))
 
 
 def test_float32_gets_as_near_as_its_gradients_allow():
     energy, centre = quadratic(condition=30)
     result = recover.minimise(lambda z: energy(z.double()).float(), torch.zeros_like(centre).float())
-    assert result.z.dtype == torch.float32 and result.converged.all()
-    assert (result.z - centre).abs().max() < 1e-4  # the energy alone, 3 with 7 digits, would tell no more than 1e-3
+    assert result.x.dtype == torch.float32 and result.converged.all()
+    assert (result.x - centre).abs().max() < 1e-4  # the energy alone, 3 with 7 digits, would tell no more than 1e-3
 
 
 def test_lbfgs_needs_no_more_evaluations_than_scipys():
@@ -181,7 +181,7 @@ def test_budget_of_evaluations_is_kept(method, budget):
     assert not result.converged.any()
     assert all(reason == f"stopped after {budget} evaluations" for reason in result.reason)
     assert (result.energy <= rosenbrock(start)).all()
-    torch.testing.assert_close(rosenbrock(result.z), result.energy)
+    torch.testing.assert_close(rosenbrock(result.x), result.energy)
 
 
 def test_iterations_are_limited():
@@ -193,7 +193,7 @@ def test_iterations_are_limited():
 def test_the_best_iterate_survives_an_adam_that_overshoots():
     result = recover.minimise(rosenbrock, 1 + 0.01 * normal(3, 4), "adam", learning_rate=3.0, max_iterations=40)
     torch.testing.assert_close(result.energy, result.trace["energy"].amin(0))
-    torch.testing.assert_close(rosenbrock(result.z), result.energy)
+    torch.testing.assert_close(rosenbrock(result.x), result.energy)
     assert (result.trace["energy"][-1] > 10 * result.energy).all()
 
 
@@ -212,9 +212,9 @@ def test_diverging_energies_end_with_a_finite_best_iterate(method, cliff):
     start = torch.full((3, 4), 0.5, dtype=torch.float64)
     energy = CLIFFS[cliff]
     result = recover.minimise(energy, start, method, max_iterations=60, learning_rate=0.3)
-    assert torch.isfinite(result.z).all() and torch.isfinite(result.energy).all()
+    assert torch.isfinite(result.x).all() and torch.isfinite(result.energy).all()
     assert (result.energy <= energy(start)).all()
-    torch.testing.assert_close(energy(result.z), result.energy)
+    torch.testing.assert_close(energy(result.x), result.energy)
     assert all(result.reason)
     if cliff in ("falls to minus infinity", "nan everywhere but at the start"):
         assert not result.converged.any()
@@ -226,7 +226,7 @@ def test_a_start_that_is_not_finite_is_moved_towards_the_origin():
 
     start = torch.tensor([[0.5, 0.5], [100.0, 100.0]], dtype=torch.float64)
     result = recover.minimise(energy, start)
-    torch.testing.assert_close(result.z, torch.ones_like(start))
+    torch.testing.assert_close(result.x, torch.ones_like(start))
     assert result.converged.tolist() == [True, False]
     assert "started at 0.016 z0" in result.reason[1]
 
@@ -237,7 +237,7 @@ def test_an_energy_that_is_never_finite_returns_its_start():
 
     for method in recover.METHODS:
         result = recover.minimise(energy, torch.tensor([[1.0, 1.0], [-1.0, 1.0]]), method, max_iterations=5)
-        assert result.energy[0] == torch.inf and torch.isfinite(result.z).all()
+        assert result.energy[0] == torch.inf and torch.isfinite(result.x).all()
         assert "not finite at z0" in result.reason[0] and not result.converged[0]
         assert result.energy[1] < 2
 
