@@ -126,6 +126,14 @@ def _density(prior: Any) -> Density:
     return prior
 
 
+def shaped(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
+    """The value, if it has that shape, else ValueError: broadcasting would mix the images of a batch."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != tuple(shape):
+        given = f"values of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: got {given}; allowed: a tensor of shape {tuple(shape)}")
+    return value
+
+
 class Misfit(ABC):
     """How badly images explain measurements y, [batch, *operator.output_shape]; a subclass says it in ``__call__``."""
 
@@ -153,11 +161,7 @@ class SquaredMisfit(Misfit):
     def __call__(self, x: Tensor) -> Tensor:
         """The squared distance of each image's measurements from y, [batch]."""
         exact = self.operator.apply(x)
-        if exact.shape != self.y.shape:  # else broadcasting would mix the images of the batch
-            raise ValueError(
-                f"operator: got measurements of shape {tuple(exact.shape)}; allowed: that of y, {tuple(self.y.shape)}"
-            )
-        return (exact - self.y).square().flatten(1).sum(1)
+        return (shaped("operator", exact, self.y.shape) - self.y).square().flatten(1).sum(1)
 
 
 class NoiseMisfit(Misfit):
@@ -181,7 +185,7 @@ class NoiseMisfit(Misfit):
 class Penalty(ABC):
     """What an energy adds to its misfits: [batch] values of a :class:`Point`, said by a subclass in ``__call__``.
 
-    A plain function is not taken for one: where it holds data of its own, it could not say which belong to which image.
+    A plain function is refused: where it holds data of its own, it could not say which belong to which image.
     """
 
     @abstractmethod
@@ -209,7 +213,9 @@ class _Weighted(Penalty):
     def __call__(self, point: Point) -> Tensor:
         """The penalty of each image, [batch]."""
         value = self.one(point)
-        return torch.as_tensor(self.weight).to(value) * value
+        if not isinstance(self.weight, Tensor):
+            return self.weight * value
+        return shaped(f"weights of {type(self).__name__}", self.weight.to(value), value.shape) * value
 
     def select(self, index: Index) -> Self:
         """The penalty for the images at `index`."""
@@ -278,9 +284,6 @@ class Objective(ABC):
         with torch.enable_grad():
             point = self.at(variable)
             value = self.of(point)
-            if not isinstance(value, Tensor) or tuple(value.shape) != (len(variable),):
-                given = f"values of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"energy: got {given}; allowed: a tensor of one value per image, [{len(variable)}]")
             found = torch.autograd.grad(value.sum(), variable, allow_unused=True) if value.requires_grad else (None,)
         if (gradient := found[0]) is None:
             raise ValueError("energy: got values without a gradient in z; allowed: a differentiable function of z")
@@ -304,9 +307,10 @@ class Function(Objective):
 
     def of(self, point: Point) -> Tensor:
         """The values of the selected images, [k]."""
-        if len(self.rows) == len(self.start):
-            return self.function(point.x)
-        return self.function(self.start.index_copy(0, self.rows, point.x))[self.rows]
+        whole = len(self.rows) == len(self.start)
+        value = self.function(point.x if whole else self.start.index_copy(0, self.rows, point.x))
+        shaped("energy", value, (len(self.start),))
+        return value if whole else value[self.rows]
 
     def select(self, index: Index) -> "Function":
         """The function of some images only; each at most once."""
@@ -317,8 +321,6 @@ class Function(Objective):
 
 class Energy(Objective):
     """Σ weight · term, misfits of the image and penalties of the point, as a function of z (or of the image x = G(z)).
-
-    ``Energy(prior, misfit, penalty)`` is ``Energy(prior, terms=[(1.0, misfit), (1.0, penalty)])``.
 
     Parameters
     ----------
@@ -332,8 +334,8 @@ class Energy(Objective):
     space
         "z": the variable is the latent, [batch, n]. "x": the variable is the image, [batch, *shape]; needs a flow.
     terms
-        Pairs (weight, misfit or penalty) in place of `misfit` and `penalty`, at least one of them a misfit; weights
-        are >= 0, and the misfits of one image belong to one row.
+        Pairs (weight >= 0, misfit or penalty), at least one of them a misfit; in place of `misfit` and `penalty`, whose
+        weights are 1.
     """
 
     def __init__(
@@ -364,23 +366,20 @@ class Energy(Objective):
         self._size = sizes[0]
 
     def _check(self, term: Misfit | Penalty) -> None:
-        if not isinstance(term, Misfit):
-            if not isinstance(term, Penalty):
-                name = "misfit" if term is self.terms[0][1] else "penalty"
-                raise ValueError(f"{name}: got {type(term).__name__}; allowed: an energy.Misfit or energy.Penalty")
+        if not isinstance(term, Misfit | Penalty):
+            name = "misfit" if term is self.terms[0][1] else "penalty"
+            raise ValueError(f"{name}: got {type(term).__name__}; allowed: an energy.Misfit or energy.Penalty")
+        if isinstance(term, Penalty):
             return
-        if tuple(term.operator.shape) != tuple(self.prior.shape):
+        given, shape = tuple(term.operator.shape), tuple(self.prior.shape)
+        if given != shape:
+            raise ValueError(f"misfit: got an operator on {given}; allowed: the prior's shape, {shape}")
+        like = self.prior.like if isinstance(self.prior, Prior) else term.y
+        if (term.y.dtype, term.y.device) != (like.dtype, like.device):
             raise ValueError(
-                f"misfit: got an operator on {tuple(term.operator.shape)}; "
-                f"allowed: the prior's shape, {tuple(self.prior.shape)}"
+                f"y: got {term.y.dtype} on {term.y.device}; allowed: {like.dtype} on {like.device}, as the prior "
+                "(move either with .to(...))"
             )
-        if isinstance(self.prior, Prior):
-            y, like = term.y, self.prior.like
-            if (y.dtype, y.device) != (like.dtype, like.device):
-                raise ValueError(
-                    f"y: got {y.dtype} on {y.device}; allowed: {like.dtype} on {like.device}, as the prior "
-                    "(move either with .to(...))"
-                )
 
     @property
     def variable_shape(self) -> tuple[int, ...]:
@@ -406,11 +405,7 @@ class Energy(Objective):
         # penalties first: a density leaves the image behind, so that the flow is passed once
         for weight, term in sorted(self.terms, key=lambda pair: isinstance(pair[1], Misfit)):
             value = term(point.x) if isinstance(term, Misfit) else term(point)
-            if value.shape != (len(self),):  # else broadcasting would mix the images of the batch
-                name = type(term).__name__
-                raise ValueError(
-                    f"{name}: got values of shape {tuple(value.shape)}; allowed: one per image, [{len(self)}]"
-                )
+            value = shaped(type(term).__name__, value, (len(self),))
             total = total + (value if weight == 1 else weight * value)
         return total  # type: ignore[return-value]
 

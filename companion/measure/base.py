@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from companion import _support

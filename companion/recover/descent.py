@@ -40,7 +40,9 @@ class Descent:
         Their energies.
     """
 
-    def __init__(self, energy: Objective, z0: Tensor, stopping: Stopping, watch: Watch, bar: "tqdm[Any] | None") -> None:
+    def __init__(
+        self, energy: Objective, z0: Tensor, stopping: Stopping, watch: Watch, bar: "tqdm[Any] | None"
+    ) -> None:
         self.energy, self.stopping, self.watched = energy, stopping, bool(watch)
         self.shape, self.chosen = tuple(z0.shape[1:]), energy
         start = z0.detach().flatten(1).clone()
@@ -66,7 +68,7 @@ class Descent:
                 for whole, part in zip(seen, looked, strict=True):
                     whole[bad] = part
         self.chosen = energy
-        steepest = gradient.abs().amax(1).cpu().double()
+        steepest = largest(gradient).cpu().double()
         unit = power_of_two(steepest)
         self.steepest = (steepest / unit).tolist()
         self.unit, self.start = unit, start
@@ -81,13 +83,16 @@ class Descent:
 
     def evaluate(self, variable: Tensor) -> tuple[list[float], Tensor, Seen]:
         """Energies (+inf where not finite) and gradients (0 there), [k, n], and images and latents if watched."""
-        usable = torch.isfinite(variable).all(1)
-        safe = torch.where(usable[:, None], variable, 0).unflatten(1, self.shape)
-        value, gradient, point = self.chosen.evaluate(safe)
+        usable = torch.isfinite(largest(variable))
+        if not bool(usable.all()):
+            variable = torch.where(usable[:, None], variable, 0)
+        value, gradient, point = self.chosen.evaluate(variable.unflatten(1, self.shape))
         gradient = gradient.flatten(1)
-        usable = usable & torch.isfinite(value) & torch.isfinite(gradient).all(1)
+        usable = usable & torch.isfinite(value) & torch.isfinite(largest(gradient))
         value = torch.where(usable, value, torch.inf).cpu().double() / self.unit
-        gradient = torch.where(usable[:, None], gradient, 0) / self.unit.to(gradient)[:, None]
+        gradient = gradient / self.unit.to(gradient)[:, None]
+        if not bool(usable.all()):
+            gradient = torch.where(usable[:, None], gradient, 0)
         if not self.watched:
             return value.tolist(), gradient, None
         with torch.no_grad():
@@ -127,24 +132,22 @@ class Descent:
             energies = torch.tensor(value, dtype=torch.float64)
             mask = None if stepped is None else torch.tensor(stepped)
             self.run.record(variable, energies, mask, stepped is not None, seen)
-            best, largest = self.run.energy[self.run.rows].tolist(), gradient.abs().amax(1).tolist()
+            best, slopes = self.run.energy[self.run.rows].tolist(), largest(gradient).tolist()
             for k, row in enumerate(self.run.rows.tolist()):
                 if which[k] and verdicts[k] is None:
-                    verdicts[k] = self._verdict(row, value[k], best[k], largest[k])
+                    verdicts[k] = self._verdict(row, value[k], best[k], slopes[k])
         return self._end(verdicts)
 
-    def _verdict(self, row: int, value: float, best: float, largest: float) -> Verdict | None:
+    def _verdict(self, row: int, value: float, best: float, slope: float) -> Verdict | None:
         recent, rules = self.recent[row], self.stopping
         recent.append(best)
         if value == math.inf:
             return False, f"energy or gradient not finite at iteration {int(self.run.iterations[row])}"
-        if (ratio := largest / self.steepest[row]) <= rules.tolerance_gradient:
+        if (ratio := slope / self.steepest[row]) <= rules.tolerance_gradient:
             return True, f"largest gradient entry {ratio:.1e} of that at the start <= {rules.tolerance_gradient:.1e}"
         if len(recent) > rules.patience and recent[0] - best <= rules.tolerance_change * abs(best):
-            return (
-                True,
-                f"energy fell by less than {rules.tolerance_change:.1e} of itself in {rules.patience} iterations",
-            )
+            fell = f"energy fell by less than {rules.tolerance_change:.1e} of itself"
+            return True, f"{fell} in {rules.patience} iterations"
         return None
 
     def _end(self, verdicts: list[Verdict | None]) -> Tensor | None:
@@ -162,3 +165,8 @@ class Descent:
                 started = f"energy or gradient not finite at z0, so started at {factor:.2g} z0"
                 self.run.reason[row] = f"{started}; {self.run.reason[row]}"
         return self.run.result(x, z)
+
+
+def largest(rows: Tensor) -> Tensor:
+    """The largest absolute value in each row, [k]; NaN where there is one."""
+    return torch.linalg.vector_norm(rows, torch.inf, dim=1)

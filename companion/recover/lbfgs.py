@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from companion.recover.descent import Descent, Verdict
+from companion.recover.descent import Descent, Verdict, largest
 from companion.recover.linesearch import StrongWolfe
 
 
@@ -41,8 +41,9 @@ class History:
 
     def add(self, which: Tensor, step: Tensor, change: Tensor) -> None:
         """Append a pair, [k, n], for some images, unless rounding has left it without positive curvature."""
-        curvature, squared = inner(step, change), inner(change, change)
-        least = torch.finfo(step.dtype).eps * (inner(step, step) * squared).sqrt()
+        dot = torch.linalg.vecdot
+        curvature, squared = dot(step, change), dot(change, change)
+        least = torch.finfo(step.dtype).eps * dot(step, step).sqrt() * squared.sqrt()
         self.new = which & (curvature > least) & torch.isfinite(1 / curvature) & torch.isfinite(squared)
         self.change = change
         full = (self.new & (self.pairs >= self.size)).nonzero()[:, 0]
@@ -119,11 +120,12 @@ class LBFGS:
         new = torch.tensor(fresh, device=self.direction.device)
         direction = self.history.direction(self.gradient)
         slope = inner(self.gradient, direction)
-        lost = ~(slope < 0) | ~torch.isfinite(slope) | ~torch.isfinite(direction).all(1)
-        self.history.forget(new & lost)
-        direction = torch.where(lost[:, None], -self.gradient, direction)
-        self.direction = torch.where(new[:, None], direction, self.direction)
-        slope = inner(self.gradient, self.direction)
+        lost = ~((slope < 0) & torch.isfinite(slope + largest(direction)))
+        if bool(lost.any()):
+            self.history.forget(new & lost)
+            direction = choose(lost, -self.gradient, direction)
+            slope = inner(self.gradient, direction)
+        self.direction = choose(new, direction, self.direction)
         # without curvature, the first guess is a step of length 1 at most: a latent's own scale
         step = torch.where(self.history.pairs == 0, (-slope).rsqrt().clamp(max=1), 1)
         for k, (slope_, step_) in enumerate(zip(slope.tolist(), step.tolist(), strict=True)):
@@ -153,7 +155,7 @@ class LBFGS:
                 self.value[k] = search.low.value
                 self.least[k] = min(self.least[k], self.value[k])
             elif ended[k] and not spent[k] and not int(self.history.pairs[k]):
-                verdicts[k] = self._given_up(search)
+                verdicts[k] = self._given_up(k)
         stepped = torch.tensor(found, device=trial.device)
         again = torch.tensor(ended, device=trial.device) & ~stepped
         if any(found):
@@ -170,8 +172,17 @@ class LBFGS:
         if any(ended):
             self._search(ended)
 
-    def _given_up(self, search: StrongWolfe) -> Verdict:
-        if search.promise <= 100 * search.resolution:
+    def _given_up(self, k: int) -> Verdict:
+        """Whether the image is at its minimum, as far as the rounding of its energy can tell.
+
+        Either steepest descent promises no visible decrease, or it has been tried down to where the energy shows no
+        change, and the gradient is small too (so that a gradient which is not the energy's is not taken for this).
+        """
+        search, descent = self.searches[k], self.descent
+        ratio = float(largest(self.gradient[k : k + 1])) / descent.steepest[int(descent.run.rows[k])]
+        flat = search.high is not None and abs(search.high.value - search.value) <= 100 * search.resolution
+        small = ratio <= torch.finfo(self.gradient.dtype).eps ** (1 / 3)
+        if search.promise <= 100 * search.resolution or (flat and small):
             return True, "steps along the gradient change the energy by no more than its rounding"
         return False, "no step along the gradient gives a finite, lower energy"
 
@@ -188,4 +199,6 @@ class LBFGS:
 
 def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Rows of `new` where the mask says so, else of `old`."""
+    if bool(mask.all()):
+        return new
     return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)

@@ -1,4 +1,4 @@
-"""What all iterative methods keep of their images: who is still at work, best iterates, traces, evaluations, reasons."""
+"""What all iterative methods keep of their images: who is still at work, best iterates, traces and reasons."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from companion import _support
+from companion.energy import shaped
 
 Watch = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
 Verdict = tuple[bool, str]  # converged, and why the image stops
@@ -63,7 +64,7 @@ class Result:
         values = self.trace[str(_support.one_of("name", name, self.trace))].T
         wanted = torch.as_tensor(evaluations, dtype=torch.float64, device="cpu")
         spent = self.trace["evaluations"].T.contiguous()
-        place = torch.searchsorted(spent, wanted.expand(len(spent), -1).contiguous(), right=True) - 1
+        place = torch.searchsorted(spent, wanted.reshape(1, -1).repeat(len(spent), 1), right=True) - 1
         found = values.gather(1, place.clamp(min=0)).T
         return found if wanted.dim() else found[0]
 
@@ -159,10 +160,7 @@ class Run:
     def _note(self, rows: Tensor, energy: Tensor) -> None:
         entry = {"energy": energy * self.unit[rows], "evaluations": self.evaluations[rows].double()}
         for name, function in self.watch.items():
-            watched = function(*self._seen)  # type: ignore[misc]
-            if not isinstance(watched, Tensor) or tuple(watched.shape) != (len(self.best),):
-                given = f"shape {tuple(watched.shape)}" if isinstance(watched, Tensor) else type(watched).__name__
-                raise ValueError(f"watch[{name!r}]: got {given}; allowed: a tensor of one value per image, [batch]")
+            watched = shaped(f"watch[{name!r}]", function(*self._seen), (len(self.best),))  # type: ignore[misc]
             entry[name] = watched.detach().cpu().double()[rows]
         self._entries.append((rows, entry))
         if self.bar is not None:

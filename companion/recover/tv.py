@@ -79,8 +79,8 @@ def tv(
 
     An evaluation, in the result, is one application of A and one of A*, those for the operator's norm included.
 
-    Raises ValueError for an operator that is not linear on images or has another's adjoint, measurements of another shape, not finite or in
-    half precision, options out of range.
+    Raises ValueError for an operator that is not linear on images or has another's adjoint, measurements of another
+    shape, not finite or in half precision, options out of range.
     """
     y, unit = in_units(checked_on_images(operator, y))
     max_iterations = _support.count("max_iterations", max_iterations)

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import signal, stats
-from torch.nn import functional as F
 
 from companion import measure
 from companion.measure import masks
@@ -181,13 +180,3 @@ def test_bad_input_is_refused_in_one_line(build, message):
     with pytest.raises(ValueError, match=message) as error:
         build()
     assert "\n" not in str(error.value) and "allowed:" in str(error.value)
-
-
-def test_never_alone_gives_one_image_what_it_gets_in_company():
-    weight = torch.randn(8, 3, 3, 3)
-    x = torch.randn(4, 3, 12, 12)
-
-    def function(x):
-        return F.conv2d(x, weight)
-
-    assert torch.equal(measure.base.never_alone(function, x[:1]), function(x)[:1])

@@ -31,6 +31,12 @@ class LinearPrior(torch.nn.Module):
         return z @ self.weight.T + self.bias
 
 
+def energy_and_gradient(energy, z):
+    z = z.clone().requires_grad_()
+    value = energy(z)
+    return value.detach(), torch.autograd.grad(value.sum(), z)[0]
+
+
 def quadratic(n=30, batch=5, condition=1e2):
     basis = torch.linalg.qr(normal(batch, n, n, seed=1))[0]
     matrix = basis @ torch.diag(torch.logspace(0, math.log10(condition), n, dtype=torch.float64)) @ basis.mT
@@ -101,14 +107,19 @@ def test_lbfgs_needs_no_more_evaluations_than_scipys():
 def test_adam_is_torchs_adam():
     energy, centre = quadratic(condition=10)
     result = recover.minimise(energy, torch.zeros_like(centre), "adam", max_iterations=50, learning_rate=0.05)
-    z = torch.zeros_like(centre).requires_grad_()
-    optimiser = torch.optim.Adam([z], lr=0.05)
-    energies = [energy(z).detach()]
+    steepest = energy_and_gradient(energy, torch.zeros_like(centre))[1].abs().amax(1)
+    z = [torch.zeros_like(row).requires_grad_() for row in centre]
+    # ε counts gradients in the power of two below their largest entry at the start
+    optimiser = torch.optim.Adam(
+        [{"params": [row], "eps": 1e-8 * 2.0 ** math.floor(math.log2(s))} for row, s in zip(z, steepest, strict=True)],
+        lr=0.05,
+    )
+    energies = [energy(torch.stack(z)).detach()]
     for _ in range(50):
         optimiser.zero_grad()
-        energy(z).sum().backward()
+        energy(torch.stack(z)).sum().backward()
         optimiser.step()
-        energies.append(energy(z).detach())
+        energies.append(energy(torch.stack(z)).detach())
     torch.testing.assert_close(result.trace["energy"], torch.stack(energies), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(result.energy, torch.stack(energies).amin(0), rtol=1e-10, atol=1e-10)
 
@@ -248,6 +259,59 @@ def test_an_image_says_why_it_stopped_where_the_budget_allows_no_other_start(met
     assert result.reason == ["energy or gradient not finite at z0"] * 2 and not result.converged.any()
 
 
+@pytest.mark.parametrize("method", recover.METHODS)
+@pytest.mark.parametrize("scale", [1e-9, 2.0**-30, 1e9])
+def test_the_scale_of_the_energy_changes_nothing(method, scale):
+    start = 2 * normal(4, 6)
+    options = {"max_iterations": 300, "learning_rate": 0.1}
+    plain = recover.minimise(rosenbrock, start, method, **options)
+    scaled = recover.minimise(lambda z: scale * rosenbrock(z), start, method, **options)
+    torch.testing.assert_close(scaled.x, plain.x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(scaled.trace["energy"][0], scale * plain.trace["energy"][0])
+    assert scaled.converged.tolist() == plain.converged.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_the_floating_point_minimum_of_a_quadratic_is_one(seed, offset):
+    basis = torch.linalg.qr(normal(50, 50, seed=seed))[0]
+    matrix = basis @ torch.diag(torch.logspace(0, 3, 50, dtype=torch.float64)) @ basis.T
+    b = normal(2, 50, seed=seed + 10)
+
+    def energy(z):  # its value is rounded at the size of its terms, which cancel
+        return 0.5 * (z @ matrix * z).sum(1) - (b * z).sum(1) + offset
+
+    for options in ({}, {"tolerance_gradient": 0.0, "tolerance_change": 0.0}):
+        result = recover.minimise(energy, torch.zeros_like(b), max_iterations=2000, **options)
+        assert result.converged.all(), result.reason
+        torch.testing.assert_close(result.x, torch.linalg.solve(matrix, b.T).T, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", recover.METHODS)
+def test_a_plateau_at_the_start_is_no_minimum(method):
+    def saturated(z):
+        return (torch.tanh(z) - 0.5).square().sum(1)
+
+    start = torch.tensor([[100.0, 100.0], [0.3, 0.3], [0.5, 0.5]], dtype=torch.float64).atanh().nan_to_num(100)
+    result = recover.minimise(saturated, start, method)
+    assert result.converged.tolist() == [False, True, True]
+    assert result.reason[0] == "gradient is zero at the start"
+
+
+def test_a_trace_is_read_at_numbers_of_evaluations():
+    result = recover.minimise(rosenbrock, 2 * normal(3, 4), max_evaluations=40, watch={"first": lambda x, z: x[:, 0]})
+    spent, wanted = result.trace["evaluations"], [0, 1, 7, 8, 40, 1000]
+    for name in ("energy", "first"):
+        found = result.at(name, wanted)
+        for k in range(3):
+            for i, number in enumerate(wanted):
+                step = max(int((spent[:, k] <= number).sum()) - 1, 0)
+                assert found[i, k] == result.trace[name][step, k]
+        assert torch.equal(result.at(name, 7), found[2])
+    with pytest.raises(ValueError, match="name: got 'psnr'; allowed: energy, evaluations, first"):
+        result.at("psnr", 3)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -262,10 +326,10 @@ def test_an_image_says_why_it_stopped_where_the_budget_allows_no_other_start(met
         (lambda: recover.minimise(rosenbrock, torch.zeros(1, 2), learning_rate=-1.0), "learning_rate: got -1.0"),
         (lambda: recover.minimise(rosenbrock, torch.zeros(1, 2), tolerance_gradient=-1.0), "tolerance_gradient"),
         (lambda: recover.minimise(None, torch.zeros(1, 2)), "energy: got NoneType"),
-        (lambda: recover.minimise(lambda z: z.sum(), torch.zeros(2, 2)), r"energy: got values of shape \(\)"),
+        (lambda: recover.minimise(lambda z: z.sum(), torch.zeros(2, 2)), r"energy: got values of shape \(\); allowed"),
         (
             lambda: recover.minimise(rosenbrock, torch.zeros(2, 2), watch={"bad": lambda x, z: z.sum()}),
-            r"watch\['bad'\]: got shape",
+            r"watch\['bad'\]: got values of shape",
         ),
         (
             lambda: recover.minimise(rosenbrock, torch.zeros(2, 2), watch={"bad": lambda x, z: 1.0}),
@@ -281,7 +345,7 @@ def test_an_image_says_why_it_stopped_where_the_budget_allows_no_other_start(met
             "watch: got 'evaluations'",
         ),
         (lambda: recover.minimise(lambda z: torch.zeros(len(z)), torch.zeros(2, 2)), "energy: got values without a"),
-        (lambda: recover.minimise(lambda z: 1.0, torch.zeros(2, 2)), "energy: got float; allowed: a tensor of one"),
+        (lambda: recover.minimise(lambda z: 1.0, torch.zeros(2, 2)), "energy: got float; allowed: a tensor of shape"),
     ],
 )
 def test_bad_input_is_refused(call, message):
