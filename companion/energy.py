@@ -201,10 +201,11 @@ class _Weighted(Penalty):
     """A penalty times a weight >= 0: a number, or a tensor [batch] with one for each image."""
 
     def __init__(self, name: str, weight: float | Tensor) -> None:
-        for_each = isinstance(weight, Tensor) and weight.dim() == 1
-        least = float(_support.finite(name, weight).min()) if for_each else weight  # type: ignore[arg-type]
-        number = _support.positive(name, least, zero=True)
-        self.weight = weight if for_each else number
+        if isinstance(weight, Tensor) and weight.dim() == 1:
+            _support.positive(name, float(_support.finite(name, weight).min()), zero=True)
+            self.weight: float | Tensor = weight
+        else:
+            self.weight = _support.positive(name, weight, zero=True)  # type: ignore[arg-type]
 
     @abstractmethod
     def one(self, point: Point) -> Tensor:

@@ -180,7 +180,8 @@ class LBFGS:
         """
         search, descent = self.searches[k], self.descent
         ratio = float(largest(self.gradient[k : k + 1])) / descent.steepest[int(descent.run.rows[k])]
-        flat = search.high is not None and abs(search.high.value - search.value) <= 100 * search.resolution
+        visible = 100 * self.rounding * max(self.first[k], abs(search.value))
+        flat = search.high is not None and abs(search.high.value - search.value) <= visible
         small = ratio <= torch.finfo(self.gradient.dtype).eps ** (1 / 3)
         if search.promise <= 100 * search.resolution or (flat and small):
             return True, "steps along the gradient change the energy by no more than its rounding"

@@ -39,7 +39,7 @@ class Result:
     """
 
     x: Tensor
-    z: Tensor | None
+    z: Any  # a Tensor to who knows that there are latents
     energy: Tensor
     trace: dict[str, Tensor]
     evaluations: Tensor

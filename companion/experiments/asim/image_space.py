@@ -160,10 +160,11 @@ def _solve(
     found, evaluations = stages[-1], torch.stack([stage.evaluations for stage in stages]).sum(0)
     context.count_evaluations(int(evaluations.sum()))
     psnr = evaluate.psnr(found.x, truth)
-    likelihood = energy.Energy(prior, energy.SquaredMisfit(problem.operator, y), energy.FlowLikelihood(1.0), space="x")
+    fit = energy.SquaredMisfit(problem.operator, y)
+    likelihood = energy.Energy(prior, fit, energy.FlowLikelihood(1.0), space="x")
     with torch.no_grad():
         point = likelihood.at(found.x)
-        nats, misfit = -point.log_prob, likelihood.misfit(found.x)
+        nats, misfit = -point.log_prob, fit(found.x)
     return {
         "mean psnr": round(float(psnr.mean()), 3),
         "converged": int(found.converged.sum()),
