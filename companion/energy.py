@@ -13,8 +13,7 @@ The protocol, that solvers and samplers work with, is :class:`Objective`: ``valu
 noises and problems (:mod:`companion.measure`), misfits, penalties and energies; for what has none it is the object
 itself. An index may repeat an image, and is a list or a tensor of whole numbers.
 
-Every misfit, penalty and energy returns one value per image, [batch], and no value depends on the other images of its
-batch, up to rounding, which can depend on how many they are.
+Each returns one value per image, [batch], that depends on no other image, up to rounding.
 """
 
 import copy
@@ -41,24 +40,18 @@ class Generator(Protocol):
     shape: tuple[int, ...]
     latent_dim: int
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Images of latents."""
+    def decode(self, z: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
 class Density(Protocol):
-    """What densities and image space need of a prior beyond :class:`Generator`; every flow has it."""
+    """What densities and image space need of a prior besides; :class:`companion.priors.flow.Flow` has it."""
 
     domain: tuple[float, float] | None
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Latents of images."""
-
-    def encode_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents of images, and log|det dz/dx|, [batch]."""
-
-    def decode_with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Images of latents, and log|det dx/dz|, [batch]."""
+    def encode(self, x: Tensor) -> Tensor: ...
+    def encode_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+    def decode_with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Point:
@@ -101,10 +94,9 @@ class ImagePoint(Point):
     def __init__(self, prior: Any, x: Tensor) -> None:
         self.prior, self.x = _density(prior), x
         low, high = self.prior.domain or (-torch.inf, torch.inf)
-        bounded = high < torch.inf
-        edge = 4 * torch.finfo(x.dtype).eps * (high - low) if bounded else 0.0
+        width = high - low if high < torch.inf else 0.0
+        edge, margin = 4 * torch.finfo(x.dtype).eps * width, 1e-4 * width
         self.outside = ((x <= low + edge) | (x >= high - edge)).flatten(1).any(1)
-        margin = 1e-4 * (high - low) if bounded else 0.0
         outside = self.outside.view(-1, *[1] * (x.dim() - 1))
         self._inside = torch.where(outside, x.clamp(low + margin, high - margin), x) if self.outside.any() else x
 
@@ -159,7 +151,6 @@ class SquaredMisfit(Misfit):
     """‖f(x) − y‖², summed over measurements (Asim et al. 2020, eq. 2)."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The squared distance of each image's measurements from y, [batch]."""
         exact = self.operator.apply(x)
         return (shaped("operator", exact, self.y.shape) - self.y).square().flatten(1).sum(1)
 
@@ -172,11 +163,9 @@ class NoiseMisfit(Misfit):
         self.problem = problem
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The negative log-likelihood of each image, [batch]."""
         return -self.problem.log_likelihood(x, self.y)
 
     def select(self, index: Index) -> Self:
-        """The misfit for the images at `index`."""
         chosen = super().select(index)
         chosen.problem = self.problem.select(index)
         return chosen
@@ -212,14 +201,12 @@ class _Weighted(Penalty):
         """The penalty for weight 1, [batch]."""
 
     def __call__(self, point: Point) -> Tensor:
-        """The penalty of each image, [batch]."""
         value = self.one(point)
         if not isinstance(self.weight, Tensor):
             return self.weight * value
         return shaped(f"weights of {type(self).__name__}", self.weight.to(value), value.shape) * value
 
     def select(self, index: Index) -> Self:
-        """The penalty for the images at `index`."""
         chosen = copy.copy(self)
         chosen.weight = self.weight[index] if isinstance(self.weight, Tensor) else self.weight
         return chosen
@@ -238,7 +225,6 @@ class LatentNorm(_Weighted):
         self.squared = squared
 
     def one(self, point: Point) -> Tensor:
-        """‖z‖ or ‖z‖², [batch]."""
         return point.z.square().sum(1) if self.squared else torch.linalg.vector_norm(point.z, dim=1)
 
 
@@ -252,7 +238,6 @@ class FlowLikelihood(_Weighted):
         super().__init__("beta", beta)
 
     def one(self, point: Point) -> Tensor:
-        """−log p(x), [batch]."""
         return -point.log_prob
 
 
@@ -280,7 +265,7 @@ class Objective(ABC):
         return self.evaluate(variable)[:2]
 
     def evaluate(self, variable: Tensor) -> tuple[Tensor, Tensor, Point]:
-        """Values and gradients, and the point that they belong to, for who wants to look at its image."""
+        """Values, gradients, and the point that they belong to."""
         variable = variable.detach().requires_grad_()
         with torch.enable_grad():
             point = self.at(variable)
@@ -294,8 +279,7 @@ class Objective(ABC):
 class Function(Objective):
     """A plain function of a whole batch, [batch, ...] → [batch], as an objective.
 
-    It may hold data for each image that nobody else can select, so it is evaluated for the whole batch always, with
-    images that are left out at their `start`, [batch, ...].
+    It may hold data that nobody else can select: it is evaluated for the whole batch, images left out at their `start`.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], start: Tensor) -> None:
@@ -303,18 +287,15 @@ class Function(Objective):
         self.rows = torch.arange(len(start), device=start.device)
 
     def at(self, variable: Tensor) -> Point:
-        """The variable itself."""
         return Point(variable)
 
     def of(self, point: Point) -> Tensor:
-        """The values of the selected images, [k]."""
         whole = len(self.rows) == len(self.start)
         value = self.function(point.x if whole else self.start.index_copy(0, self.rows, point.x))
         shaped("energy", value, (len(self.start),))
         return value if whole else value[self.rows]
 
     def select(self, index: Index) -> "Function":
-        """The function of some images only; each at most once."""
         chosen = copy.copy(self)
         chosen.rows = self.rows[index]
         return chosen
@@ -361,10 +342,9 @@ class Energy(Objective):
         self.space = str(_support.one_of("space", space, ("z", "x")))
         for _, term in self.terms:
             self._check(term)
-        sizes = [len(term.y) for _, term in self.terms if isinstance(term, Misfit)]
-        if len(set(sizes)) != 1:
-            raise ValueError(f"terms: got misfits of {sizes} images; allowed: at least one misfit, all of one batch")
-        self._size = sizes[0]
+        self._sizes = [len(term.y) for _, term in self.terms if isinstance(term, Misfit)]
+        if len(set(self._sizes)) != 1:
+            raise ValueError(f"terms: got misfits of {self._sizes} images; allowed: one misfit or more of one batch")
 
     def _check(self, term: Misfit | Penalty) -> None:
         if not isinstance(term, Misfit | Penalty):
@@ -372,8 +352,7 @@ class Energy(Objective):
             raise ValueError(f"{name}: got {type(term).__name__}; allowed: an energy.Misfit or energy.Penalty")
         if isinstance(term, Penalty):
             return
-        given, shape = tuple(term.operator.shape), tuple(self.prior.shape)
-        if given != shape:
+        if (given := tuple(term.operator.shape)) != (shape := tuple(self.prior.shape)):
             raise ValueError(f"misfit: got an operator on {given}; allowed: the prior's shape, {shape}")
         like = self.prior.like if isinstance(self.prior, Prior) else term.y
         if (term.y.dtype, term.y.device) != (like.dtype, like.device):
@@ -389,7 +368,7 @@ class Energy(Objective):
 
     def __len__(self) -> int:
         """Number of images."""
-        return self._size
+        return self._sizes[0]
 
     def at(self, variable: Tensor) -> Point:
         """The variable as a point, with its latents and its image; ValueError for a wrong shape."""

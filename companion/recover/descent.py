@@ -75,10 +75,8 @@ class Descent:
         self.gradient = gradient / unit.to(gradient)[:, None]
         self.value = [value / u for value, u in zip(values, unit.tolist(), strict=True)]
         self.recent = [deque([value], maxlen=stopping.patience + 1) for value in self.value]
-        energies = torch.tensor(self.value, dtype=torch.float64)
-        self.run = Run(
-            start, energies, spent, stopping.max_iterations, stopping.max_evaluations, unit, watch, seen, bar
-        )
+        energies, most = torch.tensor(self.value, dtype=torch.float64), stopping.max_evaluations
+        self.run = Run(start, energies, spent, stopping.max_iterations, most, unit, watch, seen, bar)
         self._judge_start()
 
     def evaluate(self, variable: Tensor) -> tuple[list[float], Tensor, Seen]:

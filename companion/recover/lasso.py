@@ -1,7 +1,6 @@
 """Sparse recovery in a fixed orthonormal basis, the classical baseline: Lasso by accelerated proximal gradients."""
 
 import math
-from typing import Protocol
 
 import pywt
 import torch
@@ -19,29 +18,22 @@ BASES = ("dct", "wavelet", "pixel")
 _LOWERING, _LOWER_AT = 0.5, 0.1
 
 
-class Basis(Protocol):
-    """An orthonormal basis Φ for each channel of images: ``synthesise`` is both inverse and adjoint of ``analyse``."""
+class Basis:
+    """An orthonormal basis Φ for each channel of images: ``synthesise`` is both inverse and adjoint of ``analyse``.
+
+    This one is that of the pixels themselves, as Bora et al. 2017 use it for MNIST.
+    """
 
     def analyse(self, x: Tensor) -> Tensor:
         """Coefficients Φ* x of images, [batch, C, H, W] both."""
-
-    def synthesise(self, c: Tensor) -> Tensor:
-        """Images Φ c from coefficients, [batch, C, H, W] both."""
-
-
-class PixelBasis:
-    """The pixels themselves, as Bora et al. 2017 use them for MNIST."""
-
-    def analyse(self, x: Tensor) -> Tensor:
-        """X itself."""
         return x
 
     def synthesise(self, c: Tensor) -> Tensor:
-        """C itself."""
+        """Images Φ c from coefficients, [batch, C, H, W] both."""
         return c
 
 
-class DCTBasis:
+class DCTBasis(Basis):
     """Orthonormal two-dimensional cosine transform (DCT-II) of each channel, for any height and width.
 
     Equal to ``scipy.fft.dctn(x, axes=(-2, -1), norm="ortho")``; written as two matrix products, so that it runs
@@ -52,15 +44,13 @@ class DCTBasis:
         self._rows, self._columns = _cosines(height, like), _cosines(width, like)
 
     def analyse(self, x: Tensor) -> Tensor:
-        """Cosine coefficients of images, lowest frequencies first."""
         return self._rows @ x @ self._columns.T
 
     def synthesise(self, c: Tensor) -> Tensor:
-        """Images from cosine coefficients."""
         return self._rows.T @ c @ self._columns
 
 
-class WaveletBasis:
+class WaveletBasis(Basis):
     """Orthonormal two-dimensional wavelet transform of each channel, periodic at the borders.
 
     Equal to ``pywt.wavedec2(x, wavelet, mode="periodization", level=basis.depth)`` in the layout of
@@ -95,7 +85,6 @@ class WaveletBasis:
         self.depth = len(self._levels)
 
     def analyse(self, x: Tensor) -> Tensor:
-        """Wavelet coefficients of images."""
         c = x.clone()
         for rows, columns in self._levels:
             height, width = len(rows), len(columns)
@@ -103,7 +92,6 @@ class WaveletBasis:
         return c
 
     def synthesise(self, c: Tensor) -> Tensor:
-        """Images from wavelet coefficients."""
         x = c.clone()
         for rows, columns in reversed(self._levels):
             height, width = len(rows), len(columns)
@@ -136,7 +124,7 @@ def make_basis(name: str, height: int, width: int, like: Tensor, wavelet: str = 
     _support.one_of("basis", name, BASES)
     if name == "dct":
         return DCTBasis(height, width, like)
-    return WaveletBasis(height, width, like, wavelet) if name == "wavelet" else PixelBasis()
+    return WaveletBasis(height, width, like, wavelet) if name == "wavelet" else Basis()
 
 
 @torch.no_grad()

@@ -75,22 +75,9 @@ class Run:
     A method keeps state only for the images in `active`, and drops the state of those that stop (:meth:`end`): an easy
     image costs nothing while its neighbours go on, and its result is the one that it would have had alone.
 
-    Parameters
-    ----------
-    start
-        One iterate per image, [batch, ...].
-    energy
-        Their energies, [batch]; not finite where there is none.
-    evaluations
-        Spent on each image so far.
-    max_iterations, max_evaluations
-        After which an image stops.
-    unit
-        In which energies are counted, [batch], float64; the result has them back in units of 1.
-    watch, seen
-        Functions to record, and the images and latents of `start` for them.
-    bar
-        Shows iterations.
+    It begins with one iterate per image, `start`, [batch, ...], their energies, and the evaluations spent on them;
+    energies are counted in `unit`, [batch], which the result undoes. `seen` are images and latents of the start for
+    the functions that `watch`; `bar` shows iterations.
     """
 
     def __init__(
