@@ -56,11 +56,6 @@ class Settings:
     budget: int = 150
     fits: tuple[int, int] = (8, 200)
 
-    @property
-    def offsets(self) -> np.ndarray:
-        """Places of the points of a line, its half-length being 1."""
-        return np.linspace(-1, 1, 2 * self.steps + 1)
-
 
 @experiment(
     "asim.landscapes",
@@ -101,9 +96,8 @@ def landscapes(settings: Settings, context: Context) -> tuple[dict[str, Any], di
     arrays = gather(context.map(_cut, kinds, "cuts"), kind=[f"{model}, {way}" for model, way, _ in kinds])
     arrays |= gather(context.map(_pixel_steps, WAYS, "steps in image space"), way=WAYS)
     arrays |= gather(context.map(_search, models, "searches"), model=models)
-    (plane,) = context.map(_pixel_plane, ["plane"], "planes in image space")
     truth = _images(settings, context)
-    return {"n": truth[0].numel()}, arrays | plane.named | {"truth": shared.pictures(truth[:3])}
+    return {"n": truth[0].numel()}, arrays | {"truth": shared.pictures(truth[:3])}
 
 
 def shapes(energy: np.ndarray) -> dict[str, np.ndarray]:
@@ -111,7 +105,7 @@ def shapes(energy: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns arrays [...]: "monotone", the share of the two rays from the middle along which the energy rises at every
     step; "convex", the share of inner points with a second difference above 0; "minima", the number of local minima,
-    the ends not counted; "lowest in the middle", whether no point is lower than the middle.
+    the ends not counted.
     """
     middle = energy.shape[-1] // 2
     rises = np.diff(energy, axis=-1) > 0
@@ -120,7 +114,6 @@ def shapes(energy: np.ndarray) -> dict[str, np.ndarray]:
         "monotone": (rises[..., middle:].all(-1).astype(float) + (~rises[..., :middle]).all(-1)) / 2,
         "convex": (np.diff(energy, 2, axis=-1) > 0).mean(-1),
         "minima": ((inner < energy[..., :-2]) & (inner < energy[..., 2:])).sum(-1),
-        "lowest in the middle": energy[..., middle] <= energy.min(-1),
     }
 
 
@@ -146,11 +139,6 @@ def directions(way: str, centre: Tensor, number: int, seed: int) -> Tensor:
     return rays / rays.norm(dim=2, keepdim=True) * centre.norm(dim=1)[:, None, None]
 
 
-def operator(settings: Settings, m: int, seed: int) -> measure.Gaussian:
-    """The m measurements of the run with that seed."""
-    return measure.Gaussian((3, settings.size, settings.size), m, seed)
-
-
 def _images(settings: Settings, part: Part) -> Tensor:
     return shared.images(part, settings.data, "test", settings.images, settings.size)
 
@@ -160,7 +148,7 @@ def _middle(settings: Settings, part: Part, model: str) -> tuple[dict, dict]:
     prior, truth = shared.prior(part, getattr(settings, model)), _images(settings, part)
     if model == "flow":
         return {}, {"z": prior.encode(truth).cpu().numpy()}
-    a = operator(settings, settings.measurements[-1], part.seed)
+    a = measure.Gaussian(prior.shape, settings.measurements[-1], part.seed)
     starts, budget = settings.fits
     found = recover.gan_latent(prior, a, a(truth), restarts=starts, seed=part.seed, max_evaluations=budget)
     return {}, {"z": part.count(found).z.cpu().numpy()}
@@ -169,7 +157,7 @@ def _middle(settings: Settings, part: Part, model: str) -> tuple[dict, dict]:
 def _cut(settings: Settings, part: Part, item: tuple[str, str, np.ndarray]) -> tuple[dict, dict]:
     """Energies along lines through the latents of all images; energy and ‖z‖ over planes through the first."""
     model, way, middle = item
-    truth, offsets = _images(settings, part), settings.offsets
+    truth, offsets = _images(settings, part), np.linspace(-1, 1, 2 * settings.steps + 1)
     t, centre = torch.from_numpy(offsets).to(truth), torch.from_numpy(middle).to(truth)
     rays = directions(way, centre, settings.directions, part.seed)
     z = centre[:, None, None] + t[:, None] * rays[:, :, None]
@@ -179,11 +167,11 @@ def _cut(settings: Settings, part: Part, item: tuple[str, str, np.ndarray]) -> t
         z = centre[:1, None] + scale * (t[:, None, None] * rays[:1, 0] + t[:, None] * rays[:1, 1])
         energy = _energies(settings, part, model, settings.measurements[-1:], truth[:1], z[None])[0, 0]
         planes.append(np.stack([energy, z.double().norm(dim=2).cpu().numpy()]))
-    over = {"scale": settings.scales, "quantity": ("energy", "length"), "row": len(t), "column": len(t)}
-    along = {"m": settings.measurements, "image": len(truth), "direction": settings.directions, "offset": offsets}
+    along: dict[str, Any] = {"image": len(truth), "direction": settings.directions, "offset": offsets}
+    over: dict[str, Any] = {"quantity": ("energy", "length"), "row": len(t), "column": len(t)}
     return {}, {
-        "lines": named(lines.astype(np.float32), **along),
-        "planes": named(np.stack(planes).astype(np.float32), **over),
+        "lines": named(lines.astype(np.float32), m=settings.measurements, **along),
+        "planes": named(np.stack(planes).astype(np.float32), scale=settings.scales, **over),
     }
 
 
@@ -193,7 +181,7 @@ def _energies(
 ) -> np.ndarray:
     """‖A G(z) − A x‖² for latents z [images, ..., n] and every number of measurements: [counts, images, ...]."""
     prior, found = shared.prior(part, getattr(settings, model)), []
-    operators = [operator(settings, m, part.seed) for m in counts]
+    operators = [measure.Gaussian(prior.shape, m, part.seed) for m in counts]
     for x, latents in zip(truth, z, strict=True):
         rows = latents.flatten(0, -2)
         part.count_evaluations(len(rows))
@@ -202,45 +190,32 @@ def _energies(
     return torch.stack(found, 1).unflatten(2, z.shape[1:-1]).cpu().numpy()
 
 
-def _rises(settings: Settings, part: Part, x: Tensor, change: Tensor) -> Tensor:
-    """By how much −log p, the misfit and ‖z‖ rise as x, [1, C, H, W], changes, [steps, C, H, W]: [3, steps]."""
-    flow, a = shared.prior(part, settings.flow), operator(settings, settings.measurements[-1], part.seed)
-    moved = torch.cat([x, x + change])
-    part.count_evaluations(2 * len(moved))
-    nats = -torch.cat([flow.log_prob(some) for some in moved.split(256)])
-    length = torch.cat([flow.encode(some) for some in moved.split(256)]).norm(dim=1)
-    misfit = a(change).double().square().sum(1).to(nats)
-    return torch.stack([nats[1:] - nats[0], misfit, length[1:] - length[0]])
-
-
 @torch.no_grad()
 def _pixel_steps(settings: Settings, part: Part, way: str) -> tuple[dict, dict]:
-    """What steps in image space change, from every image in several directions."""
-    truth = _images(settings, part)
-    steps = torch.tensor(settings.pixel_steps).to(truth)
+    """By how much −log p, the misfit and ‖z‖ rise with steps in image space, from every image in several directions."""
+    flow, truth = shared.prior(part, settings.flow), _images(settings, part)
+    a, steps = measure.Gaussian(flow.shape, settings.measurements[-1], part.seed), torch.tensor(settings.pixel_steps)
     rays = directions(way, truth.flatten(1), settings.directions, shared.seed_of(part, "pixels"))
     rays = rays / rays.norm(dim=2, keepdim=True) * truth[0].numel() ** 0.5  # a pixel changes by 1, root mean square
-    change = (steps[:, None] * rays[:, :, None]).view(len(truth), -1, *truth.shape[1:])
-    rises = torch.stack([_rises(settings, part, x[None], some) for x, some in zip(truth, change, strict=True)], 1)
-    axes = {"image": len(truth), "direction": settings.directions, "step": settings.pixel_steps}
-    values = rises.view(3, len(truth), -1, len(steps)).cpu().numpy()
+    changes = (steps.to(truth)[:, None] * rays[:, :, None]).view(len(truth), -1, *truth.shape[1:])
+    rises = []
+    for x, change in zip(truth, changes, strict=True):
+        moved = torch.cat([x[None], x + change]).split(256)
+        nats = -torch.cat([flow.log_prob(some) for some in moved])
+        length = torch.cat([flow.encode(some) for some in moved]).norm(dim=1)
+        part.count_evaluations(2 * len(nats))
+        misfit = a(change).double().square().sum(1).to(nats)
+        rises.append(torch.stack([nats[1:] - nats[0], misfit, length[1:] - length[0]]))
+    values = torch.stack(rises, 1).unflatten(2, (settings.directions, len(steps))).cpu().numpy()
+    axes: dict[str, Any] = {"image": len(truth), "direction": settings.directions, "step": settings.pixel_steps}
     return {}, {"pixel steps": named(values, quantity=("nats", "misfit", "length"), **axes)}
-
-
-@torch.no_grad()
-def _pixel_plane(settings: Settings, part: Part, _: str) -> tuple[dict, dict]:
-    """The same over a plane through the first image, three times the longest step to each side."""
-    truth, offsets = _images(settings, part), 3 * settings.pixel_steps[-1] * settings.offsets
-    t, ways = torch.from_numpy(offsets).to(truth), _support.normal((2, *truth.shape[1:]), part.seed, truth, "plane")
-    change = (t[:, None, None, None, None] * ways[0] + t[:, None, None, None] * ways[1]).flatten(0, 1)
-    grids = _rises(settings, part, truth[:1], change).view(3, len(t), len(t)).cpu().numpy()
-    return {}, {"pixel plane": named(grids, quantity=("nats", "misfit", "length"), row=offsets, column=offsets)}
 
 
 def _search(settings: Settings, part: Part, model: str) -> tuple[dict, dict]:
     """Where searches from random latents end."""
     some = _images(settings, part)[: settings.searched].repeat_interleave(settings.starts, 0)
-    prior, a = shared.prior(part, getattr(settings, model)), operator(settings, settings.measurements[-1], part.seed)
+    prior = shared.prior(part, getattr(settings, model))
+    a = measure.Gaussian(prior.shape, settings.measurements[-1], part.seed)
     y = a(some)
     z0 = recover.start(prior, y, "normal", 1.0, shared.seed_of(part, "start"))
     found = part.count(recover.flow_latent(prior, a, y, z0=z0, max_evaluations=settings.budget))

@@ -133,17 +133,19 @@ def _study(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     expected, sampled = [], []
     for m in settings.counts:
         for draw in range(settings.draws):
-            operator = measure.Gaussian(flow.shape, m, shared.seed_of(part, "draw", draw))
+            operator = measure.Gaussian(flow.shape, m, shared.seed_of(part, "draw", draw), domain="real")
             # E‖x̂ − x‖² = ‖G (I − P)‖², P the projection onto the rows of A G.
             rows = torch.linalg.qr(operator(flow.weight.mT))[0]
             expected.append((flow.weight - flow.weight @ rows @ rows.mT).square().sum())
             x = _images(part, flow, settings.samples, draw)
             sampled.append((gaussian_map(operator, operator(x), flow.weight).x - x).square().sum(1).mean())
-    shape = {"m": settings.counts, "draw": settings.draws}
     errors = {"expected": torch.stack(expected), "sampled": torch.stack(sampled)}
     bounds = {name: [bound(sigma, m) for m in settings.counts] for name, bound in BOUNDS.items()}
     return {}, {
-        **{name: named(value.view(-1, settings.draws).numpy(), **shape) for name, value in errors.items()},
+        **{
+            name: named(value.view(-1, settings.draws).numpy(), m=settings.counts, draw=settings.draws)
+            for name, value in errors.items()
+        },
         **{name: named(value, m=settings.counts) for name, value in bounds.items()},
         "sigma": named(sigma.numpy(), component=range(1, settings.n + 1)),
         "difference": _solved(settings, part, flow),
@@ -156,7 +158,7 @@ def _images(part: Part, flow: priors.Linear, number: int, draw: str | int) -> Te
 
 
 def _solved(settings: Settings, part: Part, flow: priors.Linear) -> Named:
-    operator = measure.Gaussian(flow.shape, settings.n // 4, shared.seed_of(part, "draw", "solved"))
+    operator = measure.Gaussian(flow.shape, settings.n // 4, shared.seed_of(part, "draw", "solved"), domain="real")
     x = _images(part, flow, settings.solved, "solved")
     exact = operator(x)
     std = 0.01 * float(exact.square().mean().sqrt())

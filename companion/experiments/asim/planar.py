@@ -11,7 +11,7 @@ from torch import Tensor
 
 from companion import priors, recover, training
 from companion._support import generator
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -51,20 +51,20 @@ class Settings:
     points: int = 4000
     width: int = 64
     couplings: int = 8
-    steps: int
-    tuned_on: int
-    problems: int
-    directions: int
-    budget: int
+    steps: int = 1500
+    tuned_on: int = 40
+    problems: int = 240
+    directions: int = 6
+    budget: int = 100
     solvers: tuple[str, ...] = ("lbfgs", "adam")
     learning_rate: float = 0.05
-    gammas: tuple[float, ...]
+    gammas: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
 
-    def flow(self, weights: dict[str, np.ndarray]) -> priors.PointFlow:
-        """The flow with such weights, frozen, in float64."""
-        flow = priors.PointFlow(couplings=self.couplings, width=self.width).double()
-        flow.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
-        return flow.eval().requires_grad_(False)
+    def flow(self, weights: np.ndarray) -> priors.PointFlow:
+        """The flow with such weights, all in a row, frozen, in float64."""
+        flow = priors.PointFlow(couplings=self.couplings, width=self.width).double().eval().requires_grad_(False)
+        torch.nn.utils.vector_to_parameters(torch.tensor(weights), flow.parameters())
+        return flow
 
     def options(self, solver: str) -> dict[str, Any]:
         """What `search` hands on to the solver."""
@@ -75,7 +75,7 @@ class Along(LinearOperator):
     """y = ⟨a, x⟩ for points x, [batch, 2], and a direction a, [2]."""
 
     def __init__(self, direction: Tensor) -> None:
-        super().__init__((2,), (1,))
+        super().__init__((2,), (1,), domain="real")
         self.direction = direction
 
     def apply(self, x: Tensor) -> Tensor:
@@ -97,8 +97,7 @@ def points(number: int, seed: int, *stream: str | int) -> Tensor:
 
 def flow_of(result: Result) -> priors.PointFlow:
     """The flow that a stored run trained and used, frozen, in float64."""
-    weights = {name[5:]: value for name, value in result.arrays.items() if name.startswith("flow/")}
-    return Settings(**result.provenance.settings).flow(weights)
+    return Settings(**result.provenance.settings).flow(result.arrays["flow"])
 
 
 def start(flow: priors.PointFlow, how: str, number: int, seed: int, *stream: str | int) -> Tensor:
@@ -161,9 +160,7 @@ def ceiling(operator: Along, y: Tensor) -> float:
             solvers=("lbfgs",),
             gammas=(1e-3, 1e-2),
         ),
-        "laptop": Settings(
-            steps=1500, tuned_on=40, problems=240, directions=6, budget=100, gammas=(1e-3, 3e-3, 1e-2, 3e-2)
-        ),
+        "laptop": Settings(),
         "paper": Settings(
             steps=6000,
             tuned_on=240,
@@ -175,10 +172,10 @@ def ceiling(operator: Along, y: Tensor) -> float:
         ),
     },
 )
-def planar(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named | np.ndarray]]:
+def planar(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """Recovers points of the plane from one number, by search in latent and in image space."""
     (trained,) = context.map(_train, ["flow"], "training")
-    weights = trained.arrays
+    weights = trained.arrays["flow"]
     pairs = list(product(settings.solvers, SPACES))
     tuned = context.map(_choose, [(*pair, weights) for pair in pairs], "weights")
     chosen = [outcome.metrics["gamma"] for outcome in tuned]
@@ -188,10 +185,9 @@ def planar(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[s
     given = {kind: _problems(settings, kind, settings.problems, context.seed, "test") for kind in KINDS}
     ceilings = {kind: float(np.mean([ceiling(a, y) for a, _, y in each])) for kind, each in given.items()}
     truth = np.stack([torch.cat([x for _, x, _ in each]).numpy() for each in given.values()])
-    arrays = found | {"gamma": gammas, "truth": named(truth, direction=KINDS, image=truth.shape[1], coordinate=2)}
-    return {"nll": trained.metrics["nll"], "ceiling": ceilings}, arrays | {
-        f"flow/{name}": value for name, value in weights.items()
-    }
+    truths = named(truth, direction=KINDS, image=truth.shape[1], coordinate=2)
+    arrays: dict[str, Any] = {"gamma": gammas, "truth": truths, "flow": weights}
+    return trained.metrics | {"ceiling": ceilings}, found | arrays
 
 
 def _train(settings: Settings, part: Part, _: str) -> tuple[dict, dict]:
@@ -203,9 +199,9 @@ def _train(settings: Settings, part: Part, _: str) -> tuple[dict, dict]:
     )
     data = points(settings.points, part.seed, "training").float()
     training.fit(flow, data, training.PointLikelihood(), schedule, progress=False)
-    weights = {name: value.double().numpy() for name, value in flow.state_dict().items()}
+    weights = torch.nn.utils.parameters_to_vector(flow.parameters()).detach().double().numpy()
     nll = -float(settings.flow(weights).log_prob(points(4000, part.seed, "held out")).mean())
-    return {"nll": nll}, weights
+    return {"nll": nll}, {"flow": weights}
 
 
 def _problems(settings: Settings, kind: str, number: int, seed: int, stream: str) -> list[tuple[Along, Tensor, Tensor]]:
@@ -219,7 +215,7 @@ def _problems(settings: Settings, kind: str, number: int, seed: int, stream: str
     return [(operator, truth, operator(truth)) for operator, truth in zip(operators, truths, strict=True)]
 
 
-def _choose(settings: Settings, part: Part, item: tuple[str, str, dict]) -> tuple[dict, dict]:
+def _choose(settings: Settings, part: Part, item: tuple[str, str, np.ndarray]) -> tuple[dict, dict]:
     """The γ with which most validation problems are explained from a stripe, over all starts and both directions."""
     solver, space, weights = item
     flow, scores = settings.flow(weights), dict.fromkeys(settings.gammas, 0.0)
@@ -233,7 +229,7 @@ def _choose(settings: Settings, part: Part, item: tuple[str, str, dict]) -> tupl
     return {"gamma": max(scores, key=lambda gamma: scores[gamma])}, {}
 
 
-def _search(settings: Settings, part: Part, item: tuple[str, str, str, float, dict]) -> tuple[dict, dict]:
+def _search(settings: Settings, part: Part, item: tuple[str, str, str, float, np.ndarray]) -> tuple[dict, dict]:
     """Estimates from every start, what they cost, and the verdicts on them."""
     kind, solver, space, gamma, weights = item
     flow, rows = settings.flow(weights), []

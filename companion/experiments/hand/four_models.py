@@ -62,7 +62,7 @@ class Settings:
 )
 def four_models(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Draws, interpolates and projects held-out images onto the range of each stored model, for each data set."""
-    arrays = {}
+    arrays: dict[str, Named] = {}
     for name, models in zip(settings.data, settings.priors, strict=True):
         found = gather(context.map(_show, [(name, model) for model in models], name), model=models)
         size = found["nearest"].values.shape[-1]
@@ -96,10 +96,9 @@ def project(settings: Settings, part: Part, prior: priors.Prior, x: Tensor) -> T
     if isinstance(prior, priors.Flow):
         part.count_evaluations(len(x))
         return prior.encode(x)
-    operator, options = measure.Identity(prior.shape), {"max_evaluations": settings.budget}
-    seed = shared.seed_of(part, "start")
-    found = part.count(recover.gan_latent(prior, operator, x, restarts=settings.restarts, seed=seed, **options))
+    operator, seed, budget = measure.Identity(prior.shape), shared.seed_of(part, "start"), settings.budget
+    found = recover.gan_latent(prior, operator, x, restarts=settings.restarts, seed=seed, max_evaluations=budget)
     if not isinstance(prior, priors.VAE):
-        return found.z
-    encoded = part.count(recover.flow_latent(prior, operator, x, z0=prior.encode(x), **options))
-    return torch.where((encoded.energy < found.energy)[:, None], encoded.z, found.z)
+        return part.count(found).z
+    encoded = recover.flow_latent(prior, operator, x, z0=prior.encode(x), max_evaluations=budget)
+    return torch.where((part.count(encoded).energy < part.count(found).energy)[:, None], encoded.z, found.z)

@@ -63,15 +63,10 @@ def _families(settings: Settings, part: Part, kind: str) -> tuple[dict, dict]:
             bits.append(flow.pixels.bits_per_dim(flow.log_prob(noisy), flow.latent_dim))
             norms.append(flow.encode(noisy).norm(dim=1))
     both = {"bits": torch.cat(bits), "norm": torch.cat(norms)}
-    examples = shared.pictures(torch.cat([x[:SHOWN] for x in shown.values()]))
-    examples = named(
-        examples.values.reshape(len(shown), SHOWN, *flow.shape),
-        family=shown,
-        picture=SHOWN,
-        **{axis: examples.axes[axis] for axis in ("channel", "row", "column")},
-    )
+    examples = shared.as_bytes(torch.stack([x[:SHOWN] for x in shown.values()]))
+    axes = dict(zip(("channel", "row", "column"), flow.shape, strict=True))
     return {}, {
-        "examples": examples,
+        "examples": named(examples, family=shown, picture=SHOWN, **axes),
         **{n: named(v.view(len(shown), -1).cpu().numpy(), family=shown, image=len(x)) for n, v in both.items()},
     }
 
