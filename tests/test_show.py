@@ -243,7 +243,7 @@ def test_levels_are_dashed_lines_that_bear_their_names():
 
 def test_panels_are_drawn_on_axes_of_one_figure():
     fig, axes = show.figure(width=7, columns=2)
-    x, y = [15, 31, 61, 123, 307, 614, 1229, 3072], {"glow": range(8)}
+    x, y = [15, 31, 61, 123, 307, 614, 1229, 3072], {"gaussian": range(8)}
     for ax, title in zip(axes, ("left", "right"), strict=True):
         assert show.curves(x, y, xlabel="x", ylabel="y", logx=True, ax=ax, title=title) is fig
     fig.draw_without_rendering()

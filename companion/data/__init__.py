@@ -7,7 +7,7 @@ digits        [1, 8, 8]    embedded    scikit-learn's 1,797 in their order: firs
 photos        [3, 32, 32]  embedded    crops of different photographs, see `companion.data._photos`
 kodak         [3, 32, 32]  embedded    test only: three crops each of the 24 Kodak photographs at half size
 china-coffee  [3, 32, 32]  embedded    test only: tiles of two photographs
-photographs   [3, 32, 32]  user's file crops of 891 / 47 photographs of ImageNet, train with those of photos / as kodak
+photographs   [3, 32, 32]  user's file crops of 892 / 46 photographs of ImageNet, train with those of photos / as kodak
 mnist         [1, 28, 28]  downloaded  first 55,000 / last 5,000 of the 60,000 / 10,000
 fashion-mnist [1, 28, 28]  downloaded  as mnist
 eurosat       [3, 64, 64]  user's file index.csv: nine tenths of train / every tenth / test

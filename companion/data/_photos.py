@@ -13,8 +13,8 @@ photos       validation chelsea (a cat)                            f = 1 to 4, n
 china-coffee test       china (a temple), coffee (a cup)           no overlap: tiles of 64 x 64 original pixels
 kodak        test       the 24 Kodak photographs, 250 x 250        three of each: centres of the thirds of its middle
                                                                    row (column, if it is higher than wide)
-photographs  train      891 of ImageNet, and those of photos       f = 1 and 2, strides 3/4 and 1/2 of the size
-photographs  validation 47 of ImageNet                             as train
+photographs  train      892 of ImageNet, and those of photos       f = 1 and 2, strides 3/4 and 1/2 of the size
+photographs  validation 46 of ImageNet                             as train
 ============ ========== ========================================== ================================================
 
 A china-coffee crop of size 32 is the 2 x 2 average of the crop of size 64 at the same index. But for Kodak's, crops
@@ -84,12 +84,11 @@ def interleave(photographs: list[Tensor], numbers: list[int] | None = None) -> t
     reading order.
     """
     numbers = list(range(len(photographs))) if numbers is None else numbers
-    turns = torch.cat([torch.arange(len(each)) for each in photographs])
-    owner = torch.tensor(numbers).repeat_interleave(torch.tensor([len(each) for each in photographs]))
-    jumps = [(torch.arange(len(each), dtype=torch.float64) * 0.6180339887498949 % 1).argsort() for each in photographs]
-    order = turns.argsort(stable=True)
-    jumped = torch.cat([each[jump.argsort()] for each, jump in zip(photographs, jumps, strict=True)])
-    return jumped[order], owner[order]
+    lengths = torch.tensor([len(each) for each in photographs])
+    golden = [(torch.arange(n, dtype=torch.float64) * 0.6180339887498949 % 1).argsort().argsort() for n in lengths]
+    jumped = torch.cat(golden) + (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    order = torch.cat([torch.arange(n) for n in lengths]).argsort(stable=True)
+    return torch.cat(photographs)[jumped[order]], torch.tensor(numbers).repeat_interleave(lengths)[order]
 
 
 def _kodak(size: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from companion._support import count
+from companion._support import count, keep_freed_memory
 from companion.experiments import fingerprint
 from companion.experiments.parts import Done, Task, work
 
@@ -47,6 +47,7 @@ def runner(workers: int = 1, scheduler: str | None = None) -> Iterator[Runner]:
 
 
 def _alone() -> None:
+    keep_freed_memory()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process that started this one says what a stop means
 
@@ -83,7 +84,7 @@ def _on_cluster(client: Any, tasks: Sequence[Task]) -> Iterator[tuple[int, Done]
     numbers = {
         client.submit(_work_there, task, codes[task.function], pure=False): number for number, task in enumerate(tasks)
     }
-    for future in completed(numbers):
+    for future in completed(numbers, loop=client.loop):
         yield numbers[future], future.result()
 
 

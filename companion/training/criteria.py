@@ -25,7 +25,7 @@ class Criterion(ABC):
 
     def optimisers(self, model: Prior, schedule: Schedule) -> list[torch.optim.Optimizer]:
         """The optimisers, one per player; one for most models."""
-        return [_adam([p for p in model.parameters() if p.requires_grad], schedule)]
+        return [torch.optim.Adam([p for p in model.parameters() if p.requires_grad], schedule.learning_rate)]
 
     def prepare(self, model: Prior, batch: Tensor, draw: torch.Generator) -> None:  # noqa: B027 - a hook, not a duty
         """Data-dependent initialisation from the first batch; nothing for most models."""
@@ -44,10 +44,6 @@ class Criterion(ABC):
     @abstractmethod
     def score(self, model: Prior, images: Tensor) -> float:
         """Score of held-out images, in `unit`."""
-
-
-def _adam(learned: Any, schedule: Schedule, **options: Any) -> torch.optim.Optimizer:
-    return torch.optim.Adam(learned, schedule.learning_rate, fused=True, **options)  # one pass over the weights
 
 
 class PointLikelihood(Criterion):
@@ -120,7 +116,7 @@ class WeightNormLikelihood(Likelihood):
         scales = [p for name, p in named if name.endswith(SCALE_FACTOR)]
         others = [p for name, p in named if not name.endswith(SCALE_FACTOR)]
         groups: list[dict[str, Any]] = [{"params": others}, {"params": scales, "weight_decay": self.decay}]
-        return [_adam([g for g in groups if g["params"]], schedule)]
+        return [torch.optim.Adam([g for g in groups if g["params"]], schedule.learning_rate)]
 
 
 SCALE_FACTOR = ".parametrizations.weight.original0"  # where torch keeps the g of weight normalisation
@@ -161,7 +157,7 @@ class Adversarial(Criterion):
 
     def optimisers(self, model: Any, schedule: Schedule) -> list[torch.optim.Optimizer]:
         players = (model.discriminator, model.generator)
-        return [_adam(p.parameters(), schedule, betas=(0.5, 0.999)) for p in players]
+        return [torch.optim.Adam(p.parameters(), schedule.learning_rate, betas=(0.5, 0.999)) for p in players]
 
     def inputs(self, model: Any, batch: Tensor, draw: torch.Generator) -> tuple[Tensor, ...]:
         return batch, _support.normal((len(batch), model.latent_dim), draw, batch)

@@ -127,7 +127,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_or_foreign_file_is_refused_in_one_line_that_names_it(stored, damage):
     damage(stored)
-    with pytest.raises(ValueError, match=r"got small\.safetensors.*; allowed: ") as refusal:
+    with pytest.raises(ValueError, match=r"got .*small\.safetensors.*; allowed: ") as refusal:
         priors.load(stored)
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
 
@@ -171,7 +171,7 @@ def test_half_precision_is_stored_only_where_it_holds_the_weights(tmp_path):
         priors.load(small, dtype=torch.float16)
     with torch.no_grad():
         model.like.fill_(1e6)
-    with pytest.raises(ValueError, match="got 1 NaN or infinite"):
+    with pytest.raises(ValueError, match=r"norm.bias: got 4 NaN or infinite"):
         priors.save(model, small, half=True)
     assert priors.load(small)  # the old one is whole
 
@@ -193,7 +193,7 @@ def test_two_writers_of_one_file_leave_a_whole_one(tmp_path):
 
 def _write_again_and_again(path, seed):
     torch.set_num_threads(1)
-    for _ in range(40):
+    for _ in range(12):
         priors.save(tiny(seed=seed, dtype=torch.float32), path)
 
 
