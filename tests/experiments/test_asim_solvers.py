@@ -28,7 +28,7 @@ class Linear:
 
 @pytest.fixture(scope="module")
 def linear():
-    prior, operator = Linear(), measure.Gaussian((1, 4, 5), 8, seed=1)
+    prior, operator = Linear(), measure.Gaussian((1, 4, 5), 8, seed=3)
     truth = torch.rand(4, *prior.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return prior, operator, truth * torch.tensor([1.0, 0.3, 0.1, 0.9], dtype=torch.float64)[:, None, None, None]
 
