@@ -337,7 +337,7 @@ def _method(
         if k == chosen or name in family.swept:
             found = run(weight, held_out)
             arrays["psnr"][k] = evaluate.psnr(found.x, x[held_out]).numpy()
-            if found.z.dim() == 2:
+            if found.z is not None:
                 arrays["norm"][k] = found.z.norm(dim=1).cpu().numpy()
             arrays["path"][k] = path(found, settings.budget).mean(0)
             arrays["x"][k] = as_bytes(found.x[: settings.shown])
