@@ -270,7 +270,7 @@ def _images(settings: Settings, part: Part, split: str, number: int) -> Tensor:
 
 
 def _solve(
-    settings: Settings, part: Part, method: str, operator: measure.LinearOperator, y: Tensor, seed: int, **option: Any
+    settings: Settings, part: Part, method: str, operator: Any, y: Tensor, seed: int, **option: Any
 ) -> recover.Result:
     """An estimate within the budget; `seed` is that of the generators' starts."""
     budget = settings.budget

@@ -14,7 +14,6 @@ from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
-from companion.measure.base import LinearOperator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ def initialisation(settings: Settings, context: Context) -> tuple[dict[str, Any]
 def starting_latents(
     settings: Settings,
     prior: priors.Flow,
-    operator: LinearOperator,
+    operator: Any,
     y: Tensor,
     truth: Tensor,
     name: str,
@@ -134,7 +133,7 @@ def _images(settings: Settings, part: Part) -> Tensor:
     return torch.cat([shared.images(part, settings.data, *split, settings.size) for split in splits.items()])
 
 
-def _problem(settings: Settings, part: Part, name: str) -> tuple[Any, LinearOperator, Tensor, Tensor, Tensor]:
+def _problem(settings: Settings, part: Part, name: str) -> tuple[Any, Any, Tensor, Tensor, Tensor]:
     """Prior, operator, measurements and true images, and the latents of the start of that name."""
     prior, truth = shared.prior(part, settings.prior), _images(settings, part)
     problem, y = shared.compressed(part, truth, settings.m)

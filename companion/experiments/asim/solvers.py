@@ -15,7 +15,7 @@ from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
-from companion.measure.base import LinearOperator
+from companion.measure.base import Operator
 
 METHODS = ("lbfgs", "joint", "adam")
 TRACES = ("psnr", "energy", "length")
@@ -111,8 +111,8 @@ def joint_lbfgs(
     images at `looks` evaluations, [looks, batch, C, H, W].
     """
     z = truth.new_zeros(len(energy), *energy.variable_shape).requires_grad_()
-    tolerances = {"tolerance_grad": 1e-5, "tolerance_change": 1e-9}
-    optimiser = torch.optim.LBFGS([z], lr=learning_rate, max_iter=INNER, max_eval=25, history_size=100, **tolerances)
+    options: dict[str, Any] = {"max_iter": INNER, "max_eval": 25, "tolerance_grad": 1e-5, "tolerance_change": 1e-9}
+    optimiser = torch.optim.LBFGS([z], lr=learning_rate, history_size=100, **options)
     trace: dict[str, list[Tensor]] = {"psnr": [], "energy": [], "length": [], "x": []}
 
     def closure() -> Tensor:
@@ -133,14 +133,14 @@ def joint_lbfgs(
     return {name: torch.stack(values) for name, values in trace.items() if values}
 
 
-def _problem(settings: Settings, part: Part, m: int, split: str, number: int) -> tuple[LinearOperator, Tensor, Tensor]:
+def _problem(settings: Settings, part: Part, m: int, split: str, number: int) -> tuple[Operator, Tensor, Tensor]:
     """Operator, measurements and true images."""
     truth = shared.images(part, settings.data, split, number, settings.size)
     problem, y = shared.compressed(part, truth, m, 0 if split == "test" else split)
     return problem.operator, y, truth
 
 
-def _joint(settings: Settings, part: Part, operator: LinearOperator, y: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
+def _joint(settings: Settings, part: Part, operator: Operator, y: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
     """The published scheme on batches in the order given: psnr, energy and length, [budget, images]."""
     prior = shared.prior(part, settings.prior)
     runs = [
@@ -157,7 +157,7 @@ def _joint(settings: Settings, part: Part, operator: LinearOperator, y: Tensor, 
 
 
 def _search(
-    settings: Settings, part: Part, operator: LinearOperator, y: Tensor, budget: int, **options: Any
+    settings: Settings, part: Part, operator: Operator, y: Tensor, budget: int, **options: Any
 ) -> recover.Result:
     """Our solvers, image by image, to the end of the budget."""
     prior = shared.prior(part, settings.prior)
