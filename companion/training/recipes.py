@@ -26,18 +26,19 @@ _QUICK: dict[str, Any] = dict(steps=20, warm_up=5, checkpoint_every=10, validate
 
 
 Changes = dict[str, Any]
+Budgets = dict[str, tuple[Changes, Changes]]  # by profile: what is added to the model, and to the schedule
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model, its data and its training; `budgets` says by profile what is added to the model and to the schedule."""
+    """A model, its data and its training."""
 
     data: str
     size: int | None
     criterion: Callable[[], Criterion]
     model: Callable[..., Prior]
     schedule: Schedule
-    budgets: dict[str, tuple[Changes, Changes]]
+    budgets: Budgets
 
     def build(self, profile: str) -> tuple[Prior, Schedule]:
         """The untrained model and the schedule of a profile; quick schedules are all alike."""
@@ -65,7 +66,7 @@ _DRAWING: Changes = dict(pixels="logit", contraction=0.999)  # why: see PixelMap
 _COLOUR: Changes = dict(squeeze="haar", colours="opponent")
 _MEDIUM, _LARGE = dict(steps=8, width=64, **_COLOUR), dict(steps=8, width=96, **_COLOUR)
 
-_GLOW_PHOTOS_32 = dict(
+_GLOW_PHOTOS_32: Budgets = dict(
     quick=(dict(steps=2, width=16, **_COLOUR), {}),
     laptop=(_MEDIUM, {}),
     overnight=(_LARGE, dict(steps=60_000, augment=_ANY_PHOTO, **_NIGHT)),
@@ -74,51 +75,51 @@ _GLOW_PHOTOS_32 = dict(
         dict(steps=40_000, batch_size=64, learning_rate=5e-4, warm_up=2000, augment=_ANY_PHOTO),
     ),
 )
-_GLOW_EUROSAT = dict(
+_GLOW_EUROSAT: Budgets = dict(
     quick=(dict(steps=2, width=16), {}),
     laptop=(_MEDIUM, {}),
     overnight=(_LARGE, dict(steps=30_000, augment=("flip", "turn"), **_NIGHT, patience=10)),
     paper=(dict(steps=16, width=128, **_COLOUR), dict(steps=20_000, batch_size=64, learning_rate=5e-4, warm_up=1000)),
 )
-_GLOW_PHOTOS_64 = dict(
+_GLOW_PHOTOS_64: Budgets = dict(
     quick=(dict(steps=1, width=8), {}),
     laptop=(_MEDIUM, {}),
     overnight=(_LARGE, dict(steps=35_000, **_NIGHT)),
     # Asim et al. 2020
     paper=(dict(steps=48, width=512, bits=5), dict(steps=60_000, batch_size=32, learning_rate=5e-4, warm_up=5000)),
 )
-_GLOW_MNIST = dict(
+_GLOW_MNIST: Budgets = dict(
     quick=(dict(steps=2, width=16), {}),
     laptop=(dict(steps=8, width=64), {}),
     overnight=(dict(steps=12, width=96), dict(steps=80_000, learning_rate=1e-3, **_NIGHT)),
     paper=(dict(steps=32, width=256), dict(steps=60_000, batch_size=128, learning_rate=1e-3, warm_up=2000)),
 )
-_REALNVP = dict(
+_REALNVP: Budgets = dict(
     quick=(dict(blocks=1, width=4, **_DRAWING), {}),
     laptop=(dict(blocks=1, width=16, **_DRAWING), {}),
     overnight=(dict(blocks=2, width=32, **_DRAWING), dict(steps=40_000, **_NIGHT)),
     # Whang et al. 2020, Table 1: 200 epochs (the rate is halved every 40 epochs there)
     paper=(dict(blocks=6, width=64), dict(steps=86_000, batch_size=128, learning_rate=1e-3, warm_up=1000)),
 )
-_VAE_MNIST = dict(
+_VAE_MNIST: Budgets = dict(
     quick=(dict(hidden=(32, 32)), {}),
     laptop=({}, {}),
     overnight=({}, dict(steps=55_000)),
     paper=({}, dict(steps=55_000)),  # Bora et al. 2017: 100 epochs
 )
-_VAE_PHOTOS = dict(
+_VAE_PHOTOS: Budgets = dict(
     quick=(dict(latent_dim=16, hidden=(8, 8, 8)), dict(batch_size=64)),
     laptop=(dict(hidden=(32, 64, 128)), dict(steps=1800, batch_size=64, validate_every=200)),
     overnight=(dict(hidden=(64, 128, 256)), dict(steps=40_000, augment=_ANY_PHOTO)),
     paper=(dict(hidden=(64, 128, 256)), dict(steps=40_000)),
 )
-_GAN_MNIST = dict(
+_GAN_MNIST: Budgets = dict(
     quick=(dict(width=8), {}),
     laptop=(dict(width=32), {}),
     overnight=(dict(width=48), dict(steps=30_000)),
     paper=(dict(width=64), dict(steps=40_000)),
 )
-_GAN_PHOTOS = dict(
+_GAN_PHOTOS: Budgets = dict(
     quick=(dict(width=8), {}),
     laptop=(dict(width=32), dict(steps=5500, validate_every=500)),
     overnight=(dict(width=48), dict(steps=30_000, augment=_ANY_PHOTO)),
