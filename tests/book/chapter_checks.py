@@ -38,8 +38,6 @@ NOT_YET_CONVERTED = frozenset(
         "initialisation-and-solvers",
         "inpainting",
         "latent-or-image-space",
-        "linear-theory",
-        "loss-landscapes",
         "out-of-distribution",
     }
 )
