@@ -28,7 +28,6 @@ NOT_YET_CONVERTED = frozenset(
     {
         "change-of-variables",
         "coupling-layers",
-        "generative-models",
         "glow-and-realnvp",
         "reversibility",
         "training",
