@@ -1,5 +1,7 @@
 """Glow (Kingma & Dhariwal 2018), with flat latents z ~ N(0, I) at every level."""
 
+from collections.abc import Sequence
+
 from companion import _support
 from companion.priors.bijections import Chain, ChannelMix, Coupling, HaarSqueeze, MultiScale, OpponentColours, Squeeze
 from companion.priors.flow import Flow
@@ -80,14 +82,11 @@ class Glow(Flow):
         super().__init__(shape, MultiScale(shape, stages), PixelMap(pixels, bits, contraction))
 
 
-def check_image_shape(shape: tuple[int, int, int], levels: int) -> tuple[int, int, int]:
-    """Return (channels, height, width) if `levels` squeezes divide it; else raise ValueError."""
-    if len(shape) != 3 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in shape):
-        raise ValueError(f"shape: got {tuple(shape)}; allowed: (channels, height, width), whole numbers >= 1")
+def check_image_shape(shape: Sequence[int], levels: int) -> tuple[int, int, int]:
+    """Return (channels, height, width) if `levels` halvings divide it; else raise ValueError."""
+    channels, height, width = _support.image_shape(shape)
     unit = 2**levels
-    if shape[1] % unit or shape[2] % unit:
-        raise ValueError(
-            f"shape: got {shape[1]}×{shape[2]} pixels with {levels} levels; "
-            f"allowed: height and width divisible by {unit}"
-        )
-    return shape[0], shape[1], shape[2]
+    if height % unit or width % unit:
+        given = f"{height}×{width} pixels with {levels} levels"
+        raise ValueError(f"shape: got {given}; allowed: height and width divisible by {unit}")
+    return channels, height, width
