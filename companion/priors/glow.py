@@ -16,10 +16,8 @@ class Glow(Flow):
     ----------
     shape
         (channels, height, width); height and width must be divisible by 2^levels.
-    levels
-        L, number of scales. All levels, the last one too, have `steps` steps.
-    steps
-        K, steps of flow in each level.
+    levels, steps
+        L, number of scales; K, steps of flow in each of them, the last one too.
     width
         Hidden channels of the conditioners.
     coupling
@@ -31,10 +29,8 @@ class Glow(Flow):
         "haar" (pixels of a 2×2 block are rotated to their average and three details) or "plain" (as in the original).
     colours
         "opponent" (a fixed rotation of red, green, blue to brightness and two differences) or "plain".
-    pixels, bits
-        Pixel map ("uniform" or "logit") and number of bits of a pixel (8, or 5 as in Asim et al. 2020).
-    contraction
-        Contraction before the logit map (see :class:`companion.priors.pixels.PixelMap`).
+    pixels, bits, contraction
+        Pixel map; see :class:`companion.priors.pixels.PixelMap`.
     seed
         Seed of the initial weights.
 
@@ -61,7 +57,8 @@ class Glow(Flow):
         _support.count("steps", steps)
         _support.count("width", width)
         _support.count("seed", seed, least=0)
-        channels, height, wide = check_image_shape(shape, levels)
+        shape = check_image_shape(shape, levels)
+        channels = shape[0]
         squeezes = {"haar": HaarSqueeze, "plain": Squeeze}
         squeezed = squeezes[str(_support.one_of("squeeze", squeeze, squeezes))]
         _support.one_of("colours", colours, ("opponent", "plain") if channels == 3 else ("plain",))
@@ -70,15 +67,13 @@ class Glow(Flow):
             channels = 4 * channels
             parts: list = [OpponentColours()] if level == 0 and colours == "opponent" else []
             parts.append(squeezed())
+            outputs = channels if coupling == "affine" else channels // 2
             for step in range(steps):
                 draw = _support.generator(seed, "weights", level, step)
-                moved = channels - channels // 2
-                outputs = 2 * moved if coupling == "affine" else moved
                 network = ConvConditioner(channels // 2, outputs, width, draw)
                 parts += [ChannelMix(channels, conv1x1, draw), Coupling(network, coupling)]
             stages.append(Chain(parts))
             channels = channels // 2
-        shape = (shape[0], height, wide)
         super().__init__(shape, MultiScale(shape, stages), PixelMap(pixels, bits, contraction))
 
 

@@ -32,14 +32,9 @@ def memory_saving(flow: AnyFlow) -> AnyFlow:
     return _with_reversible_chains(flow)
 
 
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def _with_reversible_chains(module: Module) -> Module:
+def _with_reversible_chains(module: Any) -> Any:
     if type(module) is Chain:
-        chain: Any = module
-        reversible: Any = ReversibleChain(chain)
-        return reversible
+        return ReversibleChain(module)
     children = {name: child and _with_reversible_chains(child) for name, child in module._modules.items()}
     if all(children[name] is child for name, child in module._modules.items()):
         return module

@@ -24,20 +24,17 @@ class VAE(Prior):
     ----------
     shape
         (channels, height, width); for "conv" height and width must be divisible by 2^(layers).
-    latent_dim
-        Length of z.
-    hidden
-        "dense": units of the encoder's hidden layers, reversed in the decoder; by default (500, 500), Bora et al. 2017.
-        "conv": channels of the encoder's layers, each of which halves the image; by default (28, 64, 64), Ang 2021.
-    kind
-        "dense": softplus units. "conv": 3×3 convolutions of stride 2; in the decoder, enlargement by 2 before each.
+    latent_dim, seed
+        Length of z, and seed of the initial weights.
+    kind, hidden
+        "dense": softplus units, as many in the encoder's hidden layers as `hidden` says, reversed in the decoder; by
+        default (500, 500), Bora et al. 2017. "conv": 3×3 convolutions with so many channels, each of which halves the
+        image (doubles it in the decoder); by default (28, 64, 64), Ang 2021.
     likelihood
         p(x|z), with the mean sigmoid(decoder(z)) for both. "bernoulli" (Bora et al.) suits drawings that are nearly
         black and white; on grey values it is no density. "gaussian" has one learned standard deviation for all pixels,
         and gives a lower bound of the density of dequantised images, comparable with a flow's. It suits photographs:
         the learned deviation finds the balance of reconstruction and KL divergence, which is otherwise set by hand.
-    seed
-        Seed of the initial weights.
 
     The encoder's two heads are linear: an activation there would forbid negative means. log var(x) saturates at ±10.
     """
