@@ -2,10 +2,11 @@
 
 from companion.recover.bm3d import bm3d
 from companion.recover.estimators import flow_image, flow_latent, gan_latent
-from companion.recover.gaussian import gaussian_map
+from companion.recover.gaussian import gaussian_map, gaussian_of
 from companion.recover.lasso import lasso
 from companion.recover.linear import pseudo_inverse
-from companion.recover.minimise import METHODS, Result, minimise
+from companion.recover.minimise import METHODS, minimise
+from companion.recover.run import Result
 from companion.recover.start import null_space_neighbour, start
 from companion.recover.tv import tv
 
@@ -17,6 +18,7 @@ __all__ = [
     "flow_latent",
     "gan_latent",
     "gaussian_map",
+    "gaussian_of",
     "lasso",
     "minimise",
     "null_space_neighbour",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.recover.linear import scaling, squared_norm
-from companion.recover.minimise import Result
+from companion.recover.linear import squared_norm
+from companion.recover.run import Result, scaling
 
 _SMALLEST_SIDE = 9  # with a single 8×8 block in the image, the package's library crashes the interpreter
 
@@ -30,7 +30,7 @@ def bm3d(y: Tensor, std: float) -> Result:
     std
         Standard deviation of the noise in each pixel, > 0, in units of the pixels.
 
-    The result's x, and z, are the denoised images, not clipped, in the dtype and on the device of y; they are computed
+    The result's x are the denoised images, not clipped, in the dtype and on the device of y; they are computed
     on the CPU. BM3D minimises nothing: the energy is the squared misfit ‖x − y‖², and an evaluation is one run of BM3D.
     Where BM3D fails (it does for colour images without a trace of noise in a colour difference), x is y and
     `converged` is False.
@@ -56,10 +56,8 @@ def bm3d(y: Tensor, std: float) -> Result:
     x = torch.from_numpy(clean).movedim(-1, 1).contiguous().to(y)
     sound = torch.isfinite(x).flatten(1).all(1)
     x = torch.where(scaling(sound, x), x, noisy)
-    energy, once = squared_norm(x - noisy), torch.ones(len(y), dtype=torch.long)
-    trace = {"energy": energy[None].double().cpu(), "evaluations": once[None].double()}
     reason = ["denoised" if fine else "BM3D returned values that are not finite" for fine in sound.tolist()]
-    return Result(x, x, energy, trace, once, sound.cpu(), reason)
+    return Result.of_one_step(x, None, squared_norm(x - noisy), 1, sound, reason)
 
 
 def _package() -> ModuleType:

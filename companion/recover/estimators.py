@@ -9,7 +9,8 @@ from torch import Tensor
 from companion import _support
 from companion.energy import Energy, FlowLikelihood, Generator, LatentNorm, SquaredMisfit
 from companion.measure.base import Operator
-from companion.recover.minimise import Result, minimise
+from companion.recover.minimise import minimise
+from companion.recover.run import Result
 from companion.recover.start import start
 
 
@@ -98,10 +99,9 @@ def gan_latent(
     The other parameters are those of :func:`flow_latent`. In the result, `evaluations` counts all restarts together;
     traces, `converged` and `reason` are those of the restart that was kept.
     """
-    _support.count("restarts", restarts)
-    _support.count("seed", seed, least=0)
+    restarts, seed = _support.count("restarts", restarts), _support.count("seed", seed, least=0)
     energy = Energy(prior, SquaredMisfit(operator, y), LatentNorm(gamma, squared=True))
-    starts = (start(prior, y, "normal", scale, (seed * 1_000_003 + restart) % 2**64) for restart in range(restarts))
+    starts = (start(prior, y, "normal", scale, seed, restart) for restart in range(restarts))
     return reduce(_better, (minimise(energy, z0, method, **options) for z0 in starts))
 
 
@@ -119,7 +119,7 @@ def _better(one: Result, other: Result) -> Result:
 
     return Result(
         x=choose(one.x, other.x),
-        z=choose(one.z, other.z),
+        z=None if one.z is None or other.z is None else choose(one.z, other.z),
         energy=choose(one.energy, other.energy),
         trace={name: choose_trace(one.trace[name], other.trace[name]) for name in one.trace},
         evaluations=one.evaluations + other.evaluations,

@@ -1,4 +1,12 @@
-"""Estimates under a Gaussian prior, x = mean + G z with z ~ N(0, I): what a linear flow is, solved in closed form."""
+"""Estimates under a Gaussian prior, x = mean + G z with z ~ N(0, I): what a linear flow is, solved in closed form.
+
+The whole of it, from training images to estimates with 500 noisy measurements of each::
+
+    factor, mean = recover.gaussian_of(training_images)
+    A, noise = measure.Gaussian(mean.shape, 500), measure.GaussianNoise(0.05)
+    y = measure.Problem(A, noise).observe(x)
+    estimate = recover.gaussian_map(A, y, factor, mean, noise.std).x
+"""
 
 import math
 
@@ -8,9 +16,36 @@ from torch import Tensor
 from companion import _support
 from companion.measure.base import LinearOperator
 from companion.recover.linear import checked, squared_norm
-from companion.recover.minimise import Result
+from companion.recover.run import Result
 
-COLUMNS = 512  # of the factor, measured at a time
+COLUMNS = 512  # of the factor, measured at a time; and 8 times as many images
+
+
+@torch.no_grad()
+def gaussian_of(images: Tensor, floor: float = 0.0, mirror: bool = False) -> tuple[Tensor, Tensor]:
+    """The Gaussian with the mean and covariance of images, [N, *shape]: its factor G, [n, n], and mean, [*shape].
+
+    G Gᵀ is the covariance plus floor² I, G's columns are the principal components, largest first; float64. With
+    `mirror` the images' mirror images (last axis) count too. ValueError for images that are no finite batch.
+    """
+    if _support.finite("images", images).dim() < 2 or len(images) < 1:
+        raise ValueError(f"images: got shape {tuple(images.shape)}; allowed: [N, ...] with N >= 1")
+    floor = _support.positive("floor", floor, zero=True)
+    wide = _wide(images[:0])
+    mean, second = wide.new_zeros(images[0].numel()), wide.new_zeros(images[0].numel(), images[0].numel())
+    for part in images.flatten(1).split(8 * COLUMNS):
+        mean += part.to(wide).sum(0) / len(images)
+    for part in images.flatten(1).split(8 * COLUMNS):
+        offset = part.to(wide) - mean
+        second += offset.mT @ offset / len(images)
+    if mirror:
+        places = torch.arange(len(mean), device=wide.device).view(images.shape[1:]).flip(-1).flatten()
+        half = (mean - mean[places]) / 2
+        second = (second + second[places][:, places]) / 2 + torch.outer(half, half)
+        mean = mean - half
+    variances, vectors = torch.linalg.eigh(second)
+    factor = vectors.flip(1) * (variances.flip(0).clamp(min=0) + floor**2).sqrt()
+    return factor, mean.view(images.shape[1:])
 
 
 @torch.no_grad()
@@ -26,56 +61,52 @@ def gaussian_map(
     Parameters
     ----------
     operator
-        Linear, on images of any shape; n is its product.
+        Linear, on images of any shape; n is its product. One for all images.
     y
-        Measurements, [batch, *operator.output_shape].
+        Measurements, [batch, *operator.output_shape], all of the same noise level.
     factor
-        G, [n, k]; the covariance of the prior is G Gᵀ.
+        G, [n, k]; the covariance of the prior is G Gᵀ. :func:`gaussian_of` makes it from training images.
     mean
         Of the prior, [*operator.shape]; zero if not given.
     noise_std
         σ of the measurement noise, >= 0.
 
-    No energy is evaluated, so `evaluations` are 0. The result's energy is the one above, ‖z‖² / 2 for σ = 0.
+    Computed in float64 whatever the dtypes of the arguments; the result has y's dtype. No energy is evaluated, so
+    `evaluations` are 0. The result's energy is the one above, ‖z‖² / 2 for σ = 0.
 
     By a QR decomposition of [Mᵀ; σ I], of which only the square is ever as ill-conditioned as M Mᵀ + σ² I. ValueError
-    for wrong shapes, NaN, half precision, σ² beyond the range of y's dtype, and for σ = 0 where the measurements of the
-    prior's images are linearly dependent.
+    for wrong shapes, NaN, half precision, and for σ = 0 where the measurements of the prior's images are linearly
+    dependent.
     """
-    y = checked(operator, y)
+    y, like = _wide(checked(operator, y)), y
     size = math.prod(operator.shape)
-    _support.finite("factor", factor)
-    if factor.dim() != 2 or factor.shape[0] != size:
+    if _support.finite("factor", factor).dim() != 2 or factor.shape[0] != size:
         raise ValueError(f"factor: got shape {tuple(factor.shape)}; allowed: [{size}, k], a row for each pixel")
-    kind = torch.finfo(y.dtype)
-    least, most = kind.tiny**0.5, kind.max**0.5
-    if _support.positive("noise_std", noise_std, zero=True) and not least <= noise_std <= most:
-        raise ValueError(
-            f"noise_std: got {noise_std!r}; allowed: 0, or from {least:.2g} to {most:.2g}, whose square {y.dtype} holds"
-        )
+    noise_std = _support.positive("noise_std", noise_std, zero=True)
     factor = factor.detach().to(y)
     centre = y.new_zeros(operator.shape) if mean is None else _support.finite("mean", mean).to(y)
     if tuple(centre.shape) != operator.shape:
         raise ValueError(f"mean: got shape {tuple(centre.shape)}; allowed: {operator.shape}")
-    centre = centre[None]
     upper, basis = _decompose(operator, factor, noise_std)
-    residual = (y - operator.apply(centre)).flatten(1)
-    # One solve for each image: products with another number of columns are rounded differently.
-    weights = [torch.linalg.solve_triangular(upper.mT, row[:, None], upper=False) for row in residual]
-    z = torch.stack([(basis @ weight)[:, 0] for weight in weights])
-    x = centre + torch.stack([factor @ latent for latent in z]).unflatten(1, operator.shape)
+    residual = (y - operator.forward(centre[None])).flatten(1)
+    z = (basis @ torch.linalg.solve_triangular(upper.mT, residual.mT, upper=False)).mT
+    x = centre + (z @ factor.mT).unflatten(1, operator.shape)
     energy = squared_norm(z) / 2
     if noise_std:
-        energy = energy + squared_norm(operator.apply(x) - y) / (2 * noise_std**2)
-    none = torch.zeros(len(y), dtype=torch.long)
-    trace = {"energy": energy[None].double().cpu(), "evaluations": none[None].double()}
-    return Result(x, z, energy, trace, none, torch.ones(len(y), dtype=torch.bool), ["closed form"] * len(y))
+        energy = energy + squared_norm((operator.forward(x) - y) / noise_std) / 2
+    found = torch.ones(len(y), dtype=torch.bool)
+    return Result.of_one_step(x.to(like), z.to(like), energy.to(like), 0, found, ["closed form"] * len(y))
+
+
+def _wide(value: Tensor) -> Tensor:
+    """The tensor in float64, on its device if that has it."""
+    return (value.cpu() if value.device.type == "mps" else value).double()
 
 
 def _decompose(operator: LinearOperator, factor: Tensor, noise_std: float) -> tuple[Tensor, Tensor]:
     """R, [m, m], and Q, [k, m], with Mᵀ = Q R and Rᵀ R = M Mᵀ + σ² I."""
     columns = factor.mT.unflatten(1, operator.shape).split(COLUMNS)
-    measured = torch.cat([operator.apply(part).flatten(1) for part in columns])  # Mᵀ
+    measured = torch.cat([operator.forward(part).flatten(1) for part in columns])  # Mᵀ
     latents, m = measured.shape
     if noise_std:
         measured = torch.cat([measured, noise_std * torch.eye(m, dtype=factor.dtype, device=factor.device)])

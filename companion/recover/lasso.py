@@ -1,7 +1,6 @@
 """Sparse recovery in a fixed orthonormal basis, the classical baseline: Lasso by accelerated proximal gradients."""
 
 import math
-from typing import Protocol
 
 import pywt
 import torch
@@ -9,16 +8,8 @@ from torch import Tensor
 
 from companion import _support
 from companion.measure.base import LinearOperator
-from companion.recover.linear import (
-    Running,
-    checked_on_images,
-    inner,
-    operator_norm,
-    representable,
-    scaling,
-    squared_norm,
-)
-from companion.recover.minimise import Result
+from companion.recover.linear import checked_on_images, in_units, inner, operator_norm, squared_norm, weights
+from companion.recover.run import Result, Run, scaling
 
 BASES = ("dct", "wavelet", "pixel")
 
@@ -27,29 +18,22 @@ BASES = ("dct", "wavelet", "pixel")
 _LOWERING, _LOWER_AT = 0.5, 0.1
 
 
-class Basis(Protocol):
-    """An orthonormal basis Φ for each channel of images: ``synthesise`` is both inverse and adjoint of ``analyse``."""
+class Basis:
+    """An orthonormal basis Φ for each channel of images: ``synthesise`` is both inverse and adjoint of ``analyse``.
+
+    This one is that of the pixels themselves, as Bora et al. 2017 use it for MNIST.
+    """
 
     def analyse(self, x: Tensor) -> Tensor:
         """Coefficients Φ* x of images, [batch, C, H, W] both."""
-
-    def synthesise(self, c: Tensor) -> Tensor:
-        """Images Φ c from coefficients, [batch, C, H, W] both."""
-
-
-class PixelBasis:
-    """The pixels themselves, as Bora et al. 2017 use them for MNIST."""
-
-    def analyse(self, x: Tensor) -> Tensor:
-        """X itself."""
         return x
 
     def synthesise(self, c: Tensor) -> Tensor:
-        """C itself."""
+        """Images Φ c from coefficients, [batch, C, H, W] both."""
         return c
 
 
-class DCTBasis:
+class DCTBasis(Basis):
     """Orthonormal two-dimensional cosine transform (DCT-II) of each channel, for any height and width.
 
     Equal to ``scipy.fft.dctn(x, axes=(-2, -1), norm="ortho")``; written as two matrix products, so that it runs
@@ -60,15 +44,13 @@ class DCTBasis:
         self._rows, self._columns = _cosines(height, like), _cosines(width, like)
 
     def analyse(self, x: Tensor) -> Tensor:
-        """Cosine coefficients of images, lowest frequencies first."""
         return self._rows @ x @ self._columns.T
 
     def synthesise(self, c: Tensor) -> Tensor:
-        """Images from cosine coefficients."""
         return self._rows.T @ c @ self._columns
 
 
-class WaveletBasis:
+class WaveletBasis(Basis):
     """Orthonormal two-dimensional wavelet transform of each channel, periodic at the borders.
 
     Equal to ``pywt.wavedec2(x, wavelet, mode="periodization", level=basis.depth)`` in the layout of
@@ -103,7 +85,6 @@ class WaveletBasis:
         self.depth = len(self._levels)
 
     def analyse(self, x: Tensor) -> Tensor:
-        """Wavelet coefficients of images."""
         c = x.clone()
         for rows, columns in self._levels:
             height, width = len(rows), len(columns)
@@ -111,7 +92,6 @@ class WaveletBasis:
         return c
 
     def synthesise(self, c: Tensor) -> Tensor:
-        """Images from wavelet coefficients."""
         x = c.clone()
         for rows, columns in reversed(self._levels):
             height, width = len(rows), len(columns)
@@ -144,7 +124,7 @@ def make_basis(name: str, height: int, width: int, like: Tensor, wavelet: str = 
     _support.one_of("basis", name, BASES)
     if name == "dct":
         return DCTBasis(height, width, like)
-    return WaveletBasis(height, width, like, wavelet) if name == "wavelet" else PixelBasis()
+    return WaveletBasis(height, width, like, wavelet) if name == "wavelet" else Basis()
 
 
 @torch.no_grad()
@@ -187,50 +167,50 @@ def lasso(
     An evaluation, in the result, is one application of A and one of A*, those for the operator's norm included.
     The result's z are the coefficients c, [batch, C·H·W].
 
-    Raises ValueError for an operator that is not linear on images, measurements of another shape, not finite or in
-    half precision, an unknown basis or wavelet, options out of range.
+    Raises ValueError for an operator that is not linear on images or has another's adjoint, measurements of another
+    shape, not finite or in half precision, an unknown basis or wavelet, options out of range.
     """
-    y = checked_on_images(operator, y)
-    representable("weight", _support.positive("weight", weight), y)
-    _support.count("max_iterations", max_iterations)
-    _support.positive("tolerance", tolerance)
+    y, unit = in_units(checked_on_images(operator, y))
+    max_iterations = _support.count("max_iterations", max_iterations)
+    tolerance = _support.positive("tolerance", tolerance)
     phi = make_basis(basis, operator.shape[1], operator.shape[2], y, wavelet)
     norm, spent = operator_norm(operator, y)
     step = 1 / (2.04 * norm**2)  # the gradient's Lipschitz constant is 2 ‖A‖², and the norm is found from below
+    goal = weights(weight, unit)
 
-    gradient = -2 * phi.analyse(operator.apply_adjoint(y))
+    gradient = -2 * phi.analyse(operator.transpose(y))
     c = torch.zeros_like(gradient)
     previous, gradient_previous = c, gradient
-    running = Running(c, squared_norm(y), spent + 1)
-    age, momentum = torch.ones_like(running.energy), torch.zeros_like(running.energy)
-    current = (0.5 * gradient.flatten(1).abs().amax(1)).clamp(min=weight)
-    for _ in range(max_iterations):
+    run = Run(c, squared_norm(y), spent + 1, max_iterations, unit=unit.cpu().double() ** 2)
+    age, momentum = torch.ones_like(unit), torch.zeros_like(unit)
+    current = (0.5 * gradient.flatten(1).abs().amax(1)).maximum(goal)
+    while len(run.active):
         # The gradient is affine in c: at the extrapolated point it costs no further application of A.
         factor = scaling(momentum, c)
         point = c + factor * (c - previous)
-        forward = point - step * (gradient + factor * (gradient - gradient_previous))
+        forward = point - scaling(step, c) * (gradient + factor * (gradient - gradient_previous))
         threshold = scaling(step * current, c)
         previous, gradient_previous = c, gradient
         c = forward - forward.clamp(-threshold, threshold)
-        residual = operator.apply(phi.synthesise(c)) - y
-        gradient = 2 * phi.analyse(operator.apply_adjoint(residual))
+        residual = operator.forward(phi.synthesise(c)) - y
+        gradient = 2 * phi.analyse(operator.transpose(residual))
 
         misfit, size = squared_norm(residual), c.flatten(1).abs().sum(1)
         objective = misfit + current * size
         gap = objective - _dual(residual, gradient, y, misfit, current)
-        met = (current <= weight) & (gap <= tolerance * objective)
-        keep = running.advance(c, misfit + weight * size, met, "duality gap below tolerance")
-        if len(running.active) == 0:
-            break
-        current = torch.where(gap < _LOWER_AT * objective, (_LOWERING * current).clamp(min=weight), current)
+        met = (current <= goal) & (gap <= tolerance * objective)
+        keep = run.advance(c, misfit + goal * size, met, "duality gap below tolerance")
+        current = torch.where(gap < _LOWER_AT * objective, (_LOWERING * current).maximum(goal), current)
         restart = inner(point - c, c - previous) > 0
         older = (1 + torch.sqrt(1 + 4 * age**2)) / 2
         momentum = torch.where(restart, 0, (age - 1) / older)
         age = torch.where(restart, 1, older)
         if keep is not None:
-            state = (c, previous, gradient, gradient_previous, y, age, momentum, current)
-            c, previous, gradient, gradient_previous, y, age, momentum, current = (t[keep] for t in state)
-    return running.result(phi.synthesise(running.best), running.best.flatten(1))
+            operator = operator.select(keep.nonzero()[:, 0])
+            state = (c, previous, gradient, gradient_previous, y, age, momentum, current, goal, step)
+            c, previous, gradient, gradient_previous, y, age, momentum, current, goal, step = (t[keep] for t in state)
+    c = run.best * scaling(unit, run.best)
+    return run.result(phi.synthesise(c), c.flatten(1))
 
 
 def _dual(residual: Tensor, gradient: Tensor, y: Tensor, misfit: Tensor, weight: Tensor) -> Tensor:

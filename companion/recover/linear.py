@@ -5,65 +5,7 @@ from torch import Tensor
 
 from companion import _support
 from companion.measure.base import LinearOperator
-from companion.recover.minimise import Result
-
-
-class Running:
-    """The images of a batch that an iterative method still works on, and the best iterate of every image.
-
-    A method keeps state only for the images in `active`, and drops the state of those that stop: an easy image costs
-    nothing while its neighbours go on, and its result is the one that it would have had alone.
-
-    Parameters
-    ----------
-    start
-        One iterate per image, [batch, ...].
-    energy
-        Their energies, [batch].
-    spent
-        Evaluations spent before the first iteration, for every image.
-    """
-
-    def __init__(self, start: Tensor, energy: Tensor, spent: int) -> None:
-        self.active = torch.arange(len(start), device=start.device)
-        self.best, self.energy, self.spent = start.clone(), energy.clone(), spent
-        self.iterations = torch.zeros(len(start), dtype=torch.long, device=start.device)
-        self.converged = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-        self.reason = ["iteration limit reached"] * len(start)
-        self.energies = [energy.clone()]
-
-    def advance(self, iterate: Tensor, energy: Tensor, met: Tensor, reason: str) -> Tensor | None:
-        """Take in one iteration of the active images, of which `met` satisfy the stopping rule that `reason` names.
-
-        Returns the mask of those to go on with, or None when all of them do.
-        """
-        active, sound = self.active, torch.isfinite(energy)
-        # Near the minimum energies differ by rounding only: there the rule, not the energy, picks the iterate.
-        better = sound & (met | (energy <= self.energy[active]))
-        self.best[active] = torch.where(scaling(better, iterate), iterate, self.best[active])
-        self.energy[active] = torch.where(better, energy, self.energy[active])
-        self.iterations[active] += 1
-        row = self.energies[-1].clone()
-        row[active] = torch.where(sound, energy, row[active])
-        self.energies.append(row)
-        keep = sound & ~met
-        if bool(keep.all()):
-            return None
-        self.converged[active] = met & sound
-        for image, fine in zip(active[~keep].tolist(), sound[~keep].tolist(), strict=True):
-            self.reason[image] = reason if fine else "energy not finite"
-        self.active = active[keep]
-        return keep
-
-    def result(self, x: Tensor, z: Tensor) -> Result:
-        """The result, with the images and the variables made from `best`."""
-        iterations = self.iterations.cpu()
-        steps = torch.arange(len(self.energies))[:, None]
-        trace = {
-            "energy": torch.stack(self.energies).double().cpu(),
-            "evaluations": (self.spent + torch.minimum(steps, iterations)).double(),
-        }
-        return Result(x, z, self.energy, trace, self.spent + iterations, self.converged.cpu(), self.reason)
+from companion.recover.run import Result, Run, power_of_two, scaling
 
 
 def squared_norm(x: Tensor) -> Tensor:
@@ -74,11 +16,6 @@ def squared_norm(x: Tensor) -> Tensor:
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of every image of a with that of b, [batch]."""
     return (a * b).flatten(1).sum(1)
-
-
-def scaling(value: Tensor, like: Tensor) -> Tensor:
-    """One value per image, [batch], as [batch, 1, ..., 1], to scale the images of `like`."""
-    return value.view(-1, *[1] * (like.dim() - 1))
 
 
 def checked(operator: LinearOperator, y: Tensor) -> Tensor:
@@ -94,12 +31,12 @@ def checked(operator: LinearOperator, y: Tensor) -> Tensor:
     return y.detach()
 
 
-def representable(name: str, value: float, like: Tensor) -> float:
-    """Return a number if the dtype of `like` can hold it; else ValueError."""
-    most = torch.finfo(like.dtype).max
-    if value > most:
-        raise ValueError(f"{name}: got {value!r}; allowed: at most {most:.2g}, all that {like.dtype} can hold")
-    return value
+def weights(weight: float, unit: Tensor) -> Tensor:
+    """A weight > 0 of a penalty of degree 1 for measurements :func:`in_units`, [batch]; ValueError if out of range."""
+    weight, most = _support.positive("weight", weight), torch.finfo(unit.dtype).max
+    if weight > most:
+        raise ValueError(f"weight: got {weight!r}; allowed: at most {most:.2g}, all that {unit.dtype} can hold")
+    return (weight / unit).clamp(torch.finfo(unit.dtype).tiny, most**0.5)  # beyond, nothing but the penalty counts
 
 
 def checked_on_images(operator: LinearOperator, y: Tensor) -> Tensor:
@@ -110,47 +47,72 @@ def checked_on_images(operator: LinearOperator, y: Tensor) -> Tensor:
     return y
 
 
-def operator_norm(operator: LinearOperator, like: Tensor) -> tuple[float, int]:
-    """Largest singular value of a linear operator, and the number of its applications (and the adjoint's) this took.
+def in_units(y: Tensor) -> tuple[Tensor, Tensor]:
+    """The measurements over a power of two near each image's largest, which changes no digit; and those units, [batch].
+
+    Squares of very small or large measurements would leave the dtype's range.
+    """
+    unit = power_of_two(y.flatten(1).abs().amax(1))
+    return y / scaling(unit, y), unit
+
+
+def check_fit(forward: Tensor, back: Tensor, size: Tensor) -> None:
+    """ValueError where ⟨A x, y⟩ = `forward` and ⟨x, A* y⟩ = `back` differ by more than 1 per mille of ‖A x‖ ‖y‖."""
+    if bool(((forward - back).abs() > 1e-3 * size).any()):
+        raise ValueError(
+            "operator: got an adjoint that does not belong to it; allowed: <A x, y> = <x, A* y> for all x and y, "
+            "which measure.check_adjoint tests"
+        )
+
+
+def operator_norm(operator: LinearOperator, like: Tensor) -> tuple[Tensor, int]:
+    """Largest singular value of a linear operator for each row of `like`, [batch], and the evaluations this took.
 
     By power iteration on A*A from a fixed start, in the dtype and on the device of `like`, until the value moves by
     less than one part in 10⁴, at most 100 times; then it is checked by 20 steps of Lanczos. The value comes from
-    below, short by up to 3 per cent where the spectrum is dense at its edge. ValueError for an operator that maps
-    everything to zero.
+    below, short by up to 3 per cent where the spectrum is dense at its edge. An operator that all images share is
+    looked at once. ValueError for an operator that maps everything to zero, or whose adjoint is another's.
     """
-    x = start = _support.normal((1, *operator.shape), 0, like)
-    value, spent = 0.0, 0
-    while spent < 100:
+    one = _support.normal((1, *operator.shape), 0, like, "operator norm")
+    x = start = one if operator.select([0]) is operator else one.expand(len(like), *operator.shape)
+    value, spent, moving = like.new_zeros(len(x)), 0, True
+    while moving and spent < 100:
         spent += 1
-        x = operator.apply_adjoint(operator.apply(x / x.norm()))
-        before, value = value, float(x.norm()) ** 0.5
-        if value == 0:
+        direction = x / scaling(squared_norm(x).sqrt(), x)
+        image = operator.forward(direction)
+        x = operator.transpose(image)
+        check_fit(squared_norm(image), inner(direction, x), squared_norm(image))
+        before, value = value, squared_norm(x) ** 0.25
+        if (value == 0).any():
             raise ValueError("operator: got one that maps everything to zero; allowed: one that measures something")
-        if abs(value - before) <= 1e-4 * value:
-            break
+        moving = bool(((value - before).abs() > 1e-4 * value).any())
     # The power iteration may come to rest at a value that many singular vectors share, below that of a single one.
     found, more = _lanczos_norm(operator, start, 20)
     # The callers' methods are stable for steps up to a third too long; 3 per cent in the norm are a fifth of that.
-    return (found if found > 1.03 * value else value), spent + more
+    return torch.where(found <= 1.03 * value, value, found).expand(len(like)), spent + more
 
 
-def _lanczos_norm(operator: LinearOperator, start: Tensor, steps: int) -> tuple[float, int]:
-    """Largest singular value by Lanczos on A*A (Golub & Van Loan 2013, sec. 10.1), from below, and the steps taken."""
-    before, v, length = torch.zeros_like(start), start / start.norm(), 0.0
-    matrix = torch.zeros(steps, steps, dtype=torch.float64)
+def _lanczos_norm(operator: LinearOperator, start: Tensor, steps: int) -> tuple[Tensor, int]:
+    """Largest singular values by Lanczos on A*A (Golub & Van Loan 2013, sec. 10.1), from below, and the steps taken."""
+    before, v = torch.zeros_like(start), start / scaling(squared_norm(start).sqrt(), start)
+    length = start.new_zeros(len(start))
+    matrix = torch.zeros(len(start), steps, steps, dtype=torch.float64)
     for k in range(steps):
-        image = operator.apply_adjoint(operator.apply(v)) - length * before
-        along = float((image * v).sum())
-        image = image - along * v
-        length, matrix[k, k] = float(image.norm()), along
+        image = operator.transpose(operator.forward(v)) - scaling(length, v) * before
+        along = inner(image, v)
+        image = image - scaling(along, v) * v
+        length = squared_norm(image).sqrt()
+        matrix[:, k, k] = along.double().cpu()
         # What is left within rounding of 0 is no direction any more: all that the start can show is known.
-        if k + 1 == steps or length <= 10 * torch.finfo(v.dtype).eps * along:
+        length = torch.where(length > 10 * torch.finfo(v.dtype).eps * along, length, 0)
+        if k + 1 == steps or not length.any():
             break
-        matrix[k, k + 1] = matrix[k + 1, k] = length
-        before, v = v, image / length
+        matrix[:, k, k + 1] = matrix[:, k + 1, k] = length.double().cpu()
+        before, v = v, image * scaling(torch.where(length > 0, 1 / length, 0), v)
     # Where the operator overflows there is nothing to find; its caller's energies will say so.
-    sound = bool(torch.isfinite(matrix).all())
-    return float(torch.linalg.eigvalsh(matrix)[-1]) ** 0.5 if sound else float("nan"), k + 1
+    sound = torch.isfinite(matrix).all(2).all(1)
+    largest = torch.linalg.eigvalsh(torch.where(sound[:, None, None], matrix, 0))[:, -1].clamp(min=0).sqrt()
+    return torch.where(sound, largest, torch.nan).to(start), k + 1
 
 
 @torch.no_grad()
@@ -180,40 +142,34 @@ def pseudo_inverse(
     tolerance
         An image has converged when ‖A*(y − A x) − weight x‖ <= tolerance ‖A* y‖.
 
-    An evaluation, here and in the result, is one application of A and one of A*. The result's z is x.
+    An evaluation, here and in the result, is one application of A and one of A*.
 
-    Raises ValueError for an operator that is not linear, measurements of another shape, not finite or in half
-    precision, options out of range.
+    Raises ValueError for an operator that is not linear or has another's adjoint, measurements of another shape, not
+    finite or in half precision, options out of range.
     """
-    y = checked(operator, y)
-    _support.positive("weight", weight, zero=True)
-    _support.count("max_iterations", max_iterations)
-    _support.positive("tolerance", tolerance)
-    # Squares of very small or large measurements leave the dtype's range; by a power of two, which changes no digit,
-    # each image's largest is brought near 1.
-    largest = y.flatten(1).abs().amax(1)
-    unit = torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1)
-    y = y / scaling(unit, y)
-    residual, gradient = y, operator.apply_adjoint(y)
+    y, unit = in_units(checked(operator, y))
+    weight = _support.positive("weight", weight, zero=True)
+    max_iterations = _support.count("max_iterations", max_iterations)
+    tolerance = _support.positive("tolerance", tolerance)
+    residual, gradient = y, operator.transpose(y)
     x, direction, slope = torch.zeros_like(gradient), gradient, squared_norm(gradient)
     goal = tolerance**2 * slope
-    running = Running(x, squared_norm(y), spent=1)
-    for _ in range(max_iterations):
-        image = operator.apply(direction)
+    run = Run(x, squared_norm(y), 1, max_iterations, unit=unit.cpu().double() ** 2)
+    while len(run.active):
+        image = operator.forward(direction)
+        if not run.iterations.any():
+            check_fit(inner(image, y), slope, (squared_norm(image) * squared_norm(y)).sqrt())
         curvature = squared_norm(image) + weight * squared_norm(direction)
         # Measurements orthogonal to the range of A give a zero direction: the step is then 0, not 0/0.
         step = torch.where(curvature > 0, slope / curvature, 0)
         x = x + scaling(step, x) * direction
         residual = residual - scaling(step, residual) * image
-        gradient = operator.apply_adjoint(residual) - weight * x
+        gradient = operator.transpose(residual) - weight * x
         before, slope = slope, squared_norm(gradient)
         energy = squared_norm(residual) + weight * squared_norm(x)
-        keep = running.advance(x, energy, slope <= goal, "gradient below tolerance")
-        if len(running.active) == 0:
-            break
+        keep = run.advance(x, energy, slope <= goal, "gradient below tolerance")
         direction = gradient + scaling(torch.where(before > 0, slope / before, 0), x) * direction
         if keep is not None:
+            operator = operator.select(keep.nonzero()[:, 0])
             x, residual, direction, slope, goal = (t[keep] for t in (x, residual, direction, slope, goal))
-    running.energy, *running.energies = (e * unit * unit for e in (running.energy, *running.energies))
-    x = running.best * scaling(unit, running.best)
-    return running.result(x, x)
+    return run.result(run.best * scaling(unit, run.best), None)

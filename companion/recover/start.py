@@ -19,7 +19,12 @@ class HasLatents(Protocol):
 
 
 def start(
-    prior: HasLatents, y: Tensor, how: str = "zero", scale: float = 1.0, seed: int | torch.Generator = 0
+    prior: HasLatents,
+    y: Tensor,
+    how: str = "zero",
+    scale: float = 1.0,
+    seed: int | torch.Generator = 0,
+    restart: int = 0,
 ) -> Tensor:
     """Initial latents for the measurements y, [batch, ...]: [batch, n], in the dtype and on the device of y.
 
@@ -27,17 +32,18 @@ def start(
     ----------
     how
         "zero"; "normal": z0 ~ N(0, scale² I); "sphere": a random direction with ‖z0‖ = scale.
-    seed
-        Of the draws, made image by image: the first images' starts do not depend on how many follow.
+    seed, restart
+        Of the draws, made image by image: the first images' starts do not depend on how many follow. Each `restart` has
+        a stream of its own.
 
     To start from an image (a Lasso solution, a zero-filled image, one from :func:`null_space_neighbour`), encode it
     with ``flow.encode``.
     """
     _support.one_of("how", how, STARTS)
-    _support.positive("scale", scale, zero=True)
+    scale = _support.positive("scale", scale, zero=True)
     if how == "zero":
         return y.new_zeros(len(y), prior.latent_dim)
-    source = _support.generator(seed)
+    source = _support.generator(seed, "start", restart)
     draws = torch.stack([torch.randn(prior.latent_dim, generator=source, dtype=torch.float64) for _ in range(len(y))])
     if how == "sphere":
         draws = draws / torch.linalg.vector_norm(draws, dim=1, keepdim=True)
@@ -50,8 +56,8 @@ def null_space_neighbour(operator: LinearOperator, x: Tensor, norm: float, seed:
     The direction is v − A⁺A v for v ~ N(0, I), by conjugate gradients. ValueError where A has no null space.
     """
     _support.finite("x", _support.batch_of("x", x, operator.shape))
-    _support.positive("norm", norm)
-    source = _support.generator(seed)
+    norm = _support.positive("norm", norm)
+    source = _support.generator(seed, "neighbour")
     random = torch.stack([torch.randn(operator.shape, generator=source, dtype=torch.float64) for _ in x]).to(x)
     direction = random - pseudo_inverse(operator, operator(random)).x
     length = torch.linalg.vector_norm(direction.flatten(1), dim=1)

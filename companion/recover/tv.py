@@ -5,8 +5,8 @@ from torch import Tensor
 
 from companion import _support
 from companion.measure.base import LinearOperator
-from companion.recover.linear import Running, checked_on_images, inner, operator_norm, representable, squared_norm
-from companion.recover.minimise import Result
+from companion.recover.linear import checked_on_images, in_units, inner, operator_norm, squared_norm, weights
+from companion.recover.run import Result, Run, scaling
 
 # Primal step × weight (× ‖A‖² where the weight is larger still). Every value converges; this one, found by trial on
 # photographs with pixels in [0, 1], took about the fewest iterations for Gaussian measurements, masks and denoising at
@@ -77,41 +77,41 @@ def tv(
         objective over its minimum unless the minimiser's norm exceeds the bracket, is at most this fraction of the
         objective.
 
-    An evaluation, in the result, is one application of A and one of A*, those for the operator's norm included. The
-    result's z is x.
+    An evaluation, in the result, is one application of A and one of A*, those for the operator's norm included.
 
-    Raises ValueError for an operator that is not linear on images, measurements of another shape, not finite or in
-    half precision, options out of range.
+    Raises ValueError for an operator that is not linear on images or has another's adjoint, measurements of another
+    shape, not finite or in half precision, options out of range.
     """
-    y = checked_on_images(operator, y)
-    representable("weight", _support.positive("weight", weight), y)
-    _support.count("max_iterations", max_iterations)
-    _support.positive("tolerance", tolerance)
+    y, unit = in_units(checked_on_images(operator, y))
+    max_iterations = _support.count("max_iterations", max_iterations)
+    tolerance = _support.positive("tolerance", tolerance)
+    goal = weights(weight, unit)
     norm, spent = operator_norm(operator, y)
     # The method converges for primal × (dual_data ‖A‖² + dual_tv ‖∇‖²) <= 1, and ‖∇‖² < 8. The norm is from below.
-    primal = _PACE / min(weight, norm**2)
+    primal = _PACE / goal.minimum(norm**2)
     dual_data, dual_tv = 0.5 / (primal * (1.02 * norm) ** 2), 0.5 / (primal * 8)
 
-    back = operator.apply_adjoint(y)
+    back = operator.transpose(y)
     scale = squared_norm(back).sqrt() / norm**2
     x, residue = torch.zeros_like(back), torch.zeros_like(back)
     p, q, image = torch.zeros_like(y), _differences(x), torch.zeros_like(y)
-    running = Running(x, squared_norm(y), spent + 1)
-    for _ in range(max_iterations):
+    run = Run(x, squared_norm(y), spent + 1, max_iterations, unit=unit.cpu().double() ** 2)
+    while len(run.active):
         ahead, image_before = -x, image
-        x = x - primal * residue
-        ahead, image = ahead + 2 * x, operator.apply(x)
-        p = (p + dual_data * (2 * image - image_before - y)) / (1 + dual_data / 2)
-        q = q + dual_tv * _differences(ahead)
-        q = q / (_lengths(q) / weight).clamp(min=1)
-        residue = operator.apply_adjoint(p) + _differences_adjoint(q)
+        x = x - scaling(primal, x) * residue
+        ahead, image = ahead + 2 * x, operator.forward(x)
+        pace = scaling(dual_data, p)
+        p = (p + pace * (2 * image - image_before - y)) / (1 + pace / 2)
+        q = q + scaling(dual_tv, q) * _differences(ahead)
+        q = q / (_lengths(q) / scaling(goal, q)).clamp(min=1)
+        residue = operator.transpose(p) + _differences_adjoint(q)
 
-        energy = squared_norm(image - y) + weight * total_variation(x)
+        energy = squared_norm(image - y) + goal * total_variation(x)
         gap = energy + inner(p, y) + squared_norm(p) / 4
         slack = squared_norm(residue).sqrt() * (squared_norm(x).sqrt() + scale)
-        keep = running.advance(x, energy, gap + slack <= tolerance * energy, "duality gap below tolerance")
-        if len(running.active) == 0:
-            break
+        keep = run.advance(x, energy, gap + slack <= tolerance * energy, "duality gap below tolerance")
         if keep is not None:
-            x, residue, p, q, image, y, scale = (t[keep] for t in (x, residue, p, q, image, y, scale))
-    return running.result(running.best, running.best)
+            operator = operator.select(keep.nonzero()[:, 0])
+            state = (x, residue, p, q, image, y, scale, goal, primal, dual_data, dual_tv)
+            x, residue, p, q, image, y, scale, goal, primal, dual_data, dual_tv = (t[keep] for t in state)
+    return run.result(run.best * scaling(unit, run.best), None)

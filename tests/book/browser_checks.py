@@ -50,6 +50,7 @@ def visit(context: BrowserContext, path: Path) -> Iterator[Visit]:
     page.on("request", lambda request: seen.requests.append(request.url))
     page.on("requestfailed", lambda request: seen.failed.append(request.url))
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    page.on("console", lambda line: seen.complaints.append(line.text) if line.type == "error" else None)
     page.route(lambda url: url.startswith(("http:", "https:", "ws:", "wss:")), lambda route: route.abort())
     page.goto(path.resolve().as_uri(), wait_until="load")
     page.evaluate("async () => { if (window.MathJax?.startup) await MathJax.startup.promise }")
@@ -66,8 +67,8 @@ def no_other_host(seen: Visit) -> list[str]:
 
 
 def nothing_missing(seen: Visit) -> list[str]:
-    """No request fails and no script raises."""
-    return [f"failed: {url[:120]}" for url in seen.failed] + [f"script error: {text}" for text in seen.complaints]
+    """No request fails, no script raises, and the console shows no error."""
+    return [f"failed: {url[:120]}" for url in seen.failed] + [f"console: {text[:120]}" for text in seen.complaints]
 
 
 def formulas_set(seen: Visit) -> list[str]:
@@ -146,6 +147,36 @@ def fits_a_phone(seen: Visit) -> list[str]:
     return [f"{width} px wide on a phone of {PHONE['width']} px"] if width > PHONE["width"] + 1 else []
 
 
+WIDE = """() => [...document.querySelectorAll('article :not(mjx-container *)')]
+    .filter(e => e.scrollWidth > e.clientWidth + 2 && e.clientWidth > 40
+        && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))
+    .map(e => { e.scrollLeft = 0; return e; })"""
+FADES = """boxes => boxes.map(e => [e.tagName + ' ' + e.textContent.trim().slice(0, 40),
+    getComputedStyle(e).maskImage !== 'none', getComputedStyle(e).getPropertyValue('--fade-right')])"""
+
+
+def wide_things_say_so(seen: Visit) -> list[str]:
+    """On a phone, a formula, table or code that goes on beyond the edge fades there, and no more at its end."""
+    seen.page.set_viewport_size(PHONE)
+    seen.page.wait_for_timeout(200)
+    boxes = seen.page.evaluate_handle(WIDE)
+    seen.page.wait_for_timeout(100)
+    start = boxes.evaluate(FADES)
+    boxes.evaluate("boxes => boxes.forEach(e => { e.scrollLeft = e.scrollWidth })")
+    seen.page.wait_for_timeout(100)
+    end = boxes.evaluate(FADES)
+    seen.page.set_viewport_size(DESK)
+    faults = [f"does not show that it goes on: {name}" for name, masked, size in start if not masked or size == "0rem"]
+    return faults + [f"still fades at its end: {name}" for name, masked, size in end if masked and size != "0rem"]
+
+
+def code_fits_the_desk(seen: Visit) -> list[str]:
+    """At 1,280 pixels no code or printed text scrolls sideways."""
+    wide = """() => [...document.querySelectorAll('article pre')].filter(e => e.scrollWidth > e.clientWidth + 1)
+        .map(e => e.textContent.trim().slice(0, 60))"""
+    return [f"scrolls sideways: {text!r}" for text in seen.page.evaluate(wide)]
+
+
 CHECKS: list[Callable[[Visit], list[str]]] = [
     no_other_host,
     nothing_missing,
@@ -153,4 +184,6 @@ CHECKS: list[Callable[[Visit], list[str]]] = [
     sliders_work,
     readable_in_both_modes,
     fits_a_phone,
+    wide_things_say_so,
+    code_fits_the_desk,
 ]

@@ -3,6 +3,7 @@
 CONTRIBUTING.md says how to write a chapter that passes.
 """
 
+import ast
 import base64
 import binascii
 import io
@@ -15,9 +16,33 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 from PIL import Image, UnidentifiedImageError
+from reading_time import FOLDED, code_lines, minutes, stated, visible
 from run_chapters import RECORD, code_cells, code_hash, stored_hashes
 
 LARGEST = 2_000_000  # bytes
+COLUMNS, PRINTED = 88, 80  # of code, of printed text: what a window of 1,280 pixels shows without scrolling
+LINES_A_CELL, LINES_A_CHAPTER = 12, 130  # of visible code
+
+# Chapters that do not yet have the shape of the second edition (SECOND_EDITION below). May only become fewer.
+NOT_YET_CONVERTED = frozenset(
+    {
+        "change-of-variables",
+        "coupling-layers",
+        "generative-models",
+        "glow-and-realnvp",
+        "reversibility",
+        "training",
+        "compressed-sensing",
+        "denoising",
+        "gan-and-vae-priors",
+        "initialisation-and-solvers",
+        "inpainting",
+        "latent-or-image-space",
+        "linear-theory",
+        "loss-landscapes",
+        "out-of-distribution",
+    }
+)
 
 SECTIONS = {
     "goals ('you will be able to')": r"able to",
@@ -217,6 +242,110 @@ def exercises_have_solutions(chapter: Chapter) -> list[str]:
     return faults + [f"the solution of {target} is not folded (:class: dropdown)" for target in open_ones]
 
 
+def numbered_cells(chapter: Chapter) -> Iterator[tuple[int, NotebookNode, bool]]:
+    """Number of each code cell (from 1), the cell, and whether the page folds its code."""
+    for number, cell in enumerate(code_cells(chapter.notebook), 1):
+        yield number, cell, FOLDED in cell.metadata.get("tags", [])
+
+
+def narrow(chapter: Chapter) -> list[str]:
+    """Code of at most 88 columns, printed lines of at most 80."""
+    faults = []
+    for number, cell, _ in numbered_cells(chapter):
+        lines = [("code", COLUMNS, line) for line in cell.source.splitlines()]
+        for output in cell.outputs:
+            text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
+            drawn = "text/html" in output.get("data", {})
+            lines += [("printed", PRINTED, line) for line in text.splitlines() if not drawn]
+        faults += [
+            f"code cell {number}: {len(line)} columns {kind}, not {most}: {line.strip()[:40]}"
+            for kind, most, line in lines
+            if len(line) > most
+        ]
+    return faults
+
+
+def little_code(chapter: Chapter) -> list[str]:
+    """At most 12 lines of visible code a cell, at most 130 a chapter; solutions and folded cells do not count."""
+    shown = [cell for cell in visible(chapter.notebook) if cell.cell_type == "code"]
+    faults = [
+        f"{code_lines(cell)} lines of visible code, not {LINES_A_CELL}: {cell.source.splitlines()[0][:60]}"
+        for cell in shown
+        if code_lines(cell) > LINES_A_CELL
+    ]
+    total = sum(map(code_lines, shown))
+    if total > LINES_A_CHAPTER:
+        faults.append(f"{total} lines of visible code in all, not {LINES_A_CHAPTER}")
+    return faults
+
+
+def figures_are_folded(chapter: Chapter) -> list[str]:
+    """A cell with an alt text or a caption is folded, so that nothing above the picture gives it away."""
+    faults = []
+    for number, cell, folded in numbered_cells(chapter):
+        calls = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+        if not folded and any(k.arg in ("alt", "alts", "caption") for call in calls for k in call.keywords):
+            faults.append(f"code cell {number}: shows an alt text or caption; tag it {FOLDED}, it may only draw")
+    return faults
+
+
+def folded_cells_only_draw(chapter: Chapter) -> list[str]:
+    """What visible code uses is made by visible code; a folded cell prints nothing."""
+    faults, folded_names = [], dict[str, int]()
+    for number, cell, folded in numbered_cells(chapter):
+        tree = ast.parse(cell.source)
+        if folded:
+            if any(output.output_type == "stream" for output in cell.outputs):
+                faults.append(f"code cell {number}: folded, but prints; print in a cell of its own")
+            folded_names.update(dict.fromkeys(assigned(tree), number))
+            continue
+        read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        own = assigned(tree)
+        faults += [
+            f"code cell {number}: uses {name}, which the folded cell {folded_names[name]} makes"
+            for name in sorted(read & set(folded_names) - own)
+        ]
+        for name in own:
+            folded_names.pop(name, None)
+    return faults
+
+
+def assigned(tree: ast.Module) -> set[str]:
+    """Names that a cell gives a value at any depth, functions and classes included."""
+    made = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    made |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    return made | {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+
+
+def figures_are_named(chapter: Chapter) -> list[str]:
+    """Every figure has a caption, and so a number; a name that text refers to belongs to one figure."""
+    faults, seen = [], set[str]()
+    for number, _, output in outputs(chapter):
+        html = output.get("data", {}).get("text/html", "")
+        figure = re.match(r'\s*<figure class="companion-[^>]*>', html)
+        if figure and "<figcaption" not in html:
+            faults.append(f"code cell {number}: its figure has no caption")
+        for name in re.findall(r'\bid="([^"]+)"', figure[0] if figure else ""):
+            if name in seen:
+                faults.append(f"code cell {number}: a second figure named {name}")
+            seen.add(name)
+    return faults
+
+
+def reading_time_is_measured(chapter: Chapter) -> list[str]:
+    """The box names the minutes that book/_tools/reading_time.py measures."""
+    said, measured = stated(chapter.notebook), minutes(chapter.notebook)
+    return [] if said == measured else [f"reading time {said}, not {measured}; run book/_tools/reading_time.py"]
+
+
+SECOND_EDITION: list[Callable[[Chapter], list[str]]] = [
+    narrow,
+    little_code,
+    figures_are_folded,
+    folded_cells_only_draw,
+    figures_are_named,
+    reading_time_is_measured,
+]
 CHECKS: list[Callable[[Chapter], list[str]]] = [
     run_in_order,
     no_errors_or_warnings,
@@ -227,4 +356,5 @@ CHECKS: list[Callable[[Chapter], list[str]]] = [
     alt_texts,
     has_sections,
     exercises_have_solutions,
+    *SECOND_EDITION,
 ]

@@ -85,9 +85,48 @@ def pictures_have_alt_text(site: Path) -> list[str]:
     return faults
 
 
+def pictures_are_lazy_files(site: Path) -> list[str]:
+    """Every picture of an article is a file, loads when it comes into view, and keeps its place before."""
+    faults = []
+    for page in html_pages(site):
+        for image in soup(page).select("article img"):
+            where = f"{page.relative_to(site)}: {image['src'][:60]}"
+            if image["src"].startswith("data:"):
+                faults.append(f"{where} stands in the page")
+            if image.get("loading") != "lazy":
+                faults.append(f"{where} does not wait until it is seen")
+    return faults
+
+
+def one_title(site: Path) -> list[str]:
+    """A page has one heading of the first level, and the browser's tab does not say a title twice."""
+    faults = []
+    for page in html_pages(site):
+        headings = soup(page).find_all("h1")
+        if len(headings) > 1:
+            faults.append(f"{page.relative_to(site)}: {len(headings)} first-level headings")
+        parts = soup(page).title.get_text().split(" \u2014 ") if soup(page).title else []
+        if len(set(parts)) < len(parts):
+            faults.append(f"{page.relative_to(site)}: titled {parts}")
+    return faults
+
+
+def figures_are_numbered(site: Path) -> list[str]:
+    """Every figure of `companion.show` that has a caption has a number and a target."""
+    return [
+        f"{page.relative_to(site)}: no number for {figure.figcaption.get_text()[:60]!r}"
+        for page in html_pages(site)
+        for figure in soup(page).select('article figure[class*="companion-"]:has(figcaption)')
+        if not figure.select(".caption-number") or not figure.get("id")
+    ]
+
+
 CHECKS: list[Callable[[Path], list[str]]] = [
     nothing_from_elsewhere,
     parts_exist,
     links_lead_somewhere,
     pictures_have_alt_text,
+    pictures_are_lazy_files,
+    one_title,
+    figures_are_numbered,
 ]

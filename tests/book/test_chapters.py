@@ -5,6 +5,7 @@ from pathlib import Path
 import chapter_checks
 import nbformat
 import pytest
+import reading_time
 import run_chapters
 import source_checks
 from chapter_checks import Chapter
@@ -13,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 CHAPTERS = run_chapters.chapters()
 
 PROSE = """# Title
-What you will be able to do: judge. What you need: nothing. Reading time 1 min, running time 1 s.
+What you will be able to do: judge. What you need: nothing. **Reading time** 1 minutes, running time 1 s.
 The stored results were run on two cores. ![A curve that falls](figure.png)
 ## What reproduced, and what did not
 ## Pitfalls
@@ -38,10 +39,16 @@ def sound() -> Chapter:
     """A small chapter without a fault."""
     shown = new_output("display_data", {"image/png": PICTURE, "text/plain": "<Figure>"})
     slider = f'<input type="range"><img alt="m = 20 %" src="data:image/png;base64,{PICTURE}">'
+    slider = f'<figure class="companion-explore" id="fig-m">{slider}<figcaption>A step</figcaption></figure>'
     cells = [
         new_markdown_cell(PROSE),
         new_code_cell("draw()", outputs=[shown], execution_count=1, metadata={"mystnb": {"image": {"alt": "A step"}}}),
-        new_code_cell("explore()", outputs=[new_output("display_data", {"text/html": slider})], execution_count=2),
+        new_code_cell(
+            "frames = explore(caption='A step')",
+            outputs=[new_output("display_data", {"text/html": slider})],
+            execution_count=2,
+            metadata={"tags": ["hide-input"]},
+        ),
     ]
     notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     record = {"code": run_chapters.code_hash(notebook), "stored": {}, "profile": "quick", "device": "cpu"}
@@ -96,13 +103,41 @@ BROKEN = [
     ("exercises_have_solutions", lambda c: swap(c, "{solution} first", "{solution} other")),
     ("exercises_have_solutions", lambda c: swap(c, ":class: dropdown", "")),
     ("exercises_have_solutions", lambda c: swap(c, ":label: first", "")),
+    ("narrow", lambda c: add_output(c, 1, "stream", name="stdout", text="a line\n" + 81 * "-")),
+    ("narrow", lambda c: c.notebook.cells[1].update(source=f"draw()  # {80 * '-'}")),
+    ("little_code", lambda c: lengthen(c, "draw()\n" * 13, cells=1)),
+    ("little_code", lambda c: lengthen(c, "draw()\n" * 10, cells=13)),
+    ("figures_are_folded", lambda c: c.notebook.cells[2].metadata.pop("tags")),
+    ("figures_are_folded", lambda c: c.notebook.cells[1].update(source="show.display(fig, alt='A curve that falls')")),
+    ("folded_cells_only_draw", lambda c: add_output(c, 2, "stream", name="stdout", text="3")),
+    ("folded_cells_only_draw", lambda c: lengthen(c, "print(frames)", cells=1)),
+    ("figures_are_named", lambda c: html(c, '<figure class="companion-figure"></figure>')),
+    ("figures_are_named", lambda c: add_output(c, 1, "display_data", c.notebook.cells[2].outputs[0].data)),
+    ("reading_time_is_measured", lambda c: swap(c, "**Reading time** 1", "**Reading time** 25")),
 ]
+
+
+def lengthen(chapter: Chapter, source: str, cells: int) -> None:
+    """Append code cells, and keep the box true."""
+    new = [new_code_cell(source, execution_count=3 + i) for i in range(cells)]
+    chapter.notebook.cells += new
+    reading_time.rewrite(chapter.notebook)
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("check", chapter_checks.CHECKS, ids=lambda check: check.__name__)
 def test_chapter(path: Path, check: chapter_checks.Callable[[Chapter], list[str]]) -> None:
+    if check in chapter_checks.SECOND_EDITION and path.stem in chapter_checks.NOT_YET_CONVERTED:
+        pytest.skip("not yet of the second edition: chapter_checks.NOT_YET_CONVERTED")
     assert check(Chapter.read(path)) == []
+
+
+def test_the_list_of_unconverted_chapters_holds_no_converted_one() -> None:
+    listed = [path for path in CHAPTERS if path.stem in chapter_checks.NOT_YET_CONVERTED]
+    assert {path.stem for path in listed} == chapter_checks.NOT_YET_CONVERTED
+    for path in listed:
+        chapter = Chapter.read(path)
+        assert any(check(chapter) for check in chapter_checks.SECOND_EDITION), f"{path.stem}: take it off the list"
 
 
 def test_chapter_checks_pass_a_sound_chapter() -> None:

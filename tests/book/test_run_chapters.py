@@ -121,3 +121,30 @@ def test_folders_of_the_machinery_hold_no_chapters(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert run_chapters.chapters(tmp_path) == [tmp_path / "part1" / "one.ipynb"]
+
+
+def test_a_result_that_waits_for_another_run_counts_as_changed(store: Path) -> None:
+    notebook = new_notebook(cells=[new_code_cell("load('asim.denoising')")])
+    before = run_chapters.stored_hashes(notebook, store)
+    listing = store / "results" / "pending.json"
+    listing.write_text(json.dumps({"why": "old random streams", "results": ["asim.other/quick"]}))
+    assert run_chapters.stored_hashes(notebook, store) == before
+    listing.write_text(json.dumps({"why": "old random streams", "results": ["asim.denoising/quick"]}))
+    assert run_chapters.stored_hashes(notebook, store) != before
+
+
+@pytest.mark.slow
+def test_chapters_run_side_by_side_with_one_thread_each(tmp_path: Path) -> None:
+    # Each waits for the other's file: one after the other, the first would wait in vain.
+    code = (
+        "import os, pathlib, time, torch\npathlib.Path('{mine}').touch()\n"
+        "deadline = time.monotonic() + 120\n"
+        "while not pathlib.Path('{other}').exists() and time.monotonic() < deadline:\n    time.sleep(0.1)\n"
+        "print(pathlib.Path('{other}').exists(), torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])"
+    )
+    names = ("one", "two")
+    paths = [
+        saved(tmp_path / f"{mine}.ipynb", code.format(mine=mine, other=other)) for mine, other in (names, names[::-1])
+    ]
+    assert run_chapters.main([str(path) for path in paths]) == 0
+    assert [read(path).cells[0].outputs[0].text for path in paths] == ["True 1 PASSIVE\n"] * 2

@@ -78,13 +78,13 @@ def test_no_image_depends_on_its_neighbours():
     for i in range(5):
         alone = pseudo_inverse(operator, y[i : i + 1], 0.1)
         assert torch.allclose(alone.x[0], together.x[i], rtol=1e-5, atol=1e-5 * float(y[i].abs().max()))
-        assert alone.evaluations[0] == together.evaluations[i]
+        assert abs(int(alone.evaluations[0] - together.evaluations[i])) <= 1  # rounding may cost or save a step
 
 
 def test_result_says_what_happened():
     operator, y = measure.Gaussian(SHAPE, 35, 0), draws(2, 35)
     cut = pseudo_inverse(operator, y, max_iterations=4)
-    assert not cut.converged.any() and cut.reason == ["iteration limit reached"] * 2
+    assert not cut.converged.any() and cut.reason == ["stopped after 4 iterations"] * 2
     assert torch.equal(cut.evaluations, torch.tensor([5, 5]))
     assert cut.trace["energy"].shape == cut.trace["evaluations"].shape == (5, 2)
     assert torch.allclose(cut.trace["energy"][0], y.square().sum(1))
@@ -116,9 +116,12 @@ def test_operator_norm_is_the_largest_singular_value_from_below(m):
 
 def test_operator_norm_of_operators_known_in_closed_form():
     like = draws(1)
-    assert operator_norm(measure.Identity(SHAPE), like)[0] == pytest.approx(1)
-    assert operator_norm(measure.Mask(draws(*SHAPE) > 0), like)[0] == pytest.approx(1)
-    assert operator_norm(measure.Downsample((1, 8, 8), 2), like)[0] == pytest.approx(0.5)
+    for operator, norm in (
+        (measure.Identity(SHAPE), 1),
+        (measure.Mask(draws(*SHAPE) > 0), 1),
+        (measure.Downsample((1, 8, 8), 2), 0.5),
+    ):
+        assert operator_norm(operator, like)[0].item() == pytest.approx(norm)
 
 
 class Weights(measure.base.LinearOperator):
@@ -140,7 +143,7 @@ def test_a_single_large_singular_value_is_found_among_thousands_of_smaller_ones(
     weights = torch.ones(3, 64, 64)
     weights[0, 3, 3] = 1.6
     operator, like = Weights(weights), draws(1, dtype=dtype)
-    assert operator_norm(operator, like)[0] == pytest.approx(1.6, rel=1e-3)
+    assert operator_norm(operator, like)[0].item() == pytest.approx(1.6, rel=1e-3)
     y = operator(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype))
     for method in (lasso, tv):
         result = method(operator, y)

@@ -31,6 +31,12 @@ class LinearPrior(torch.nn.Module):
         return z @ self.weight.T + self.bias
 
 
+def energy_and_gradient(energy, z):
+    z = z.clone().requires_grad_()
+    value = energy(z)
+    return value.detach(), torch.autograd.grad(value.sum(), z)[0]
+
+
 def quadratic(n=30, batch=5, condition=1e2):
     basis = torch.linalg.qr(normal(batch, n, n, seed=1))[0]
     matrix = basis @ torch.diag(torch.logspace(0, math.log10(condition), n, dtype=torch.float64)) @ basis.mT
@@ -69,15 +75,15 @@ def test_lbfgs_finds_the_minimum_of_quadratics():
     energy, centre = quadratic()
     result = recover.minimise(energy, torch.zeros_like(centre), tolerance_gradient=1e-9, tolerance_change=0)
     assert result.converged.all()
-    assert (result.z - centre).abs().max() < 1e-6
+    assert (result.x - centre).abs().max() < 1e-6
     torch.testing.assert_close(result.energy, torch.full_like(result.energy, 3))
 
 
 def test_float32_gets_as_near_as_its_gradients_allow():
     energy, centre = quadratic(condition=30)
     result = recover.minimise(lambda z: energy(z.double()).float(), torch.zeros_like(centre).float())
-    assert result.z.dtype == torch.float32 and result.converged.all()
-    assert (result.z - centre).abs().max() < 1e-4  # the energy alone, 3 with 7 digits, would tell no more than 1e-3
+    assert result.x.dtype == torch.float32 and result.converged.all()
+    assert (result.x - centre).abs().max() < 1e-4  # the energy alone, 3 with 7 digits, would tell no more than 1e-3
 
 
 def test_lbfgs_needs_no_more_evaluations_than_scipys():
@@ -101,14 +107,19 @@ def test_lbfgs_needs_no_more_evaluations_than_scipys():
 def test_adam_is_torchs_adam():
     energy, centre = quadratic(condition=10)
     result = recover.minimise(energy, torch.zeros_like(centre), "adam", max_iterations=50, learning_rate=0.05)
-    z = torch.zeros_like(centre).requires_grad_()
-    optimiser = torch.optim.Adam([z], lr=0.05)
-    energies = [energy(z).detach()]
+    steepest = energy_and_gradient(energy, torch.zeros_like(centre))[1].abs().amax(1)
+    z = [torch.zeros_like(row).requires_grad_() for row in centre]
+    # ε counts gradients in the power of two below their largest entry at the start
+    optimiser = torch.optim.Adam(
+        [{"params": [row], "eps": 1e-8 * 2.0 ** math.floor(math.log2(s))} for row, s in zip(z, steepest, strict=True)],
+        lr=0.05,
+    )
+    energies = [energy(torch.stack(z)).detach()]
     for _ in range(50):
         optimiser.zero_grad()
-        energy(z).sum().backward()
+        energy(torch.stack(z)).sum().backward()
         optimiser.step()
-        energies.append(energy(z).detach())
+        energies.append(energy(torch.stack(z)).detach())
     torch.testing.assert_close(result.trace["energy"], torch.stack(energies), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(result.energy, torch.stack(energies).amin(0), rtol=1e-10, atol=1e-10)
 
@@ -182,7 +193,7 @@ def test_budget_of_evaluations_is_kept(method, budget):
     assert not result.converged.any()
     assert all(reason == f"stopped after {budget} evaluations" for reason in result.reason)
     assert (result.energy <= rosenbrock(start)).all()
-    torch.testing.assert_close(rosenbrock(result.z), result.energy)
+    torch.testing.assert_close(rosenbrock(result.x), result.energy)
 
 
 def test_iterations_are_limited():
@@ -194,7 +205,7 @@ def test_iterations_are_limited():
 def test_the_best_iterate_survives_an_adam_that_overshoots():
     result = recover.minimise(rosenbrock, 1 + 0.01 * normal(3, 4), "adam", learning_rate=3.0, max_iterations=40)
     torch.testing.assert_close(result.energy, result.trace["energy"].amin(0))
-    torch.testing.assert_close(rosenbrock(result.z), result.energy)
+    torch.testing.assert_close(rosenbrock(result.x), result.energy)
     assert (result.trace["energy"][-1] > 10 * result.energy).all()
 
 
@@ -213,9 +224,9 @@ def test_diverging_energies_end_with_a_finite_best_iterate(method, cliff):
     start = torch.full((3, 4), 0.5, dtype=torch.float64)
     energy = CLIFFS[cliff]
     result = recover.minimise(energy, start, method, max_iterations=60, learning_rate=0.3)
-    assert torch.isfinite(result.z).all() and torch.isfinite(result.energy).all()
+    assert torch.isfinite(result.x).all() and torch.isfinite(result.energy).all()
     assert (result.energy <= energy(start)).all()
-    torch.testing.assert_close(energy(result.z), result.energy)
+    torch.testing.assert_close(energy(result.x), result.energy)
     assert all(result.reason)
     if cliff in ("falls to minus infinity", "nan everywhere but at the start"):
         assert not result.converged.any()
@@ -227,7 +238,7 @@ def test_a_start_that_is_not_finite_is_moved_towards_the_origin():
 
     start = torch.tensor([[0.5, 0.5], [100.0, 100.0]], dtype=torch.float64)
     result = recover.minimise(energy, start)
-    torch.testing.assert_close(result.z, torch.ones_like(start))
+    torch.testing.assert_close(result.x, torch.ones_like(start))
     assert result.converged.tolist() == [True, False]
     assert "started at 0.016 z0" in result.reason[1]
 
@@ -238,7 +249,7 @@ def test_an_energy_that_is_never_finite_returns_its_start():
 
     for method in recover.METHODS:
         result = recover.minimise(energy, torch.tensor([[1.0, 1.0], [-1.0, 1.0]]), method, max_iterations=5)
-        assert result.energy[0] == torch.inf and torch.isfinite(result.z).all()
+        assert result.energy[0] == torch.inf and torch.isfinite(result.x).all()
         assert "not finite at z0" in result.reason[0] and not result.converged[0]
         assert result.energy[1] < 2
 
@@ -247,6 +258,59 @@ def test_an_energy_that_is_never_finite_returns_its_start():
 def test_an_image_says_why_it_stopped_where_the_budget_allows_no_other_start(method):
     result = recover.minimise(lambda z: (z * torch.nan).sum(1), torch.ones(2, 3), method, max_evaluations=1)
     assert result.reason == ["energy or gradient not finite at z0"] * 2 and not result.converged.any()
+
+
+@pytest.mark.parametrize("method", recover.METHODS)
+@pytest.mark.parametrize("scale", [1e-9, 2.0**-30, 1e9])
+def test_the_scale_of_the_energy_changes_nothing(method, scale):
+    start = 2 * normal(4, 6)
+    options = {"max_iterations": 300, "learning_rate": 0.1}
+    plain = recover.minimise(rosenbrock, start, method, **options)
+    scaled = recover.minimise(lambda z: scale * rosenbrock(z), start, method, **options)
+    torch.testing.assert_close(scaled.x, plain.x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(scaled.trace["energy"][0], scale * plain.trace["energy"][0])
+    assert scaled.converged.tolist() == plain.converged.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_the_floating_point_minimum_of_a_quadratic_is_one(seed, offset):
+    basis = torch.linalg.qr(normal(50, 50, seed=seed))[0]
+    matrix = basis @ torch.diag(torch.logspace(0, 3, 50, dtype=torch.float64)) @ basis.T
+    b = normal(2, 50, seed=seed + 10)
+
+    def energy(z):  # its value is rounded at the size of its terms, which cancel
+        return 0.5 * (z @ matrix * z).sum(1) - (b * z).sum(1) + offset
+
+    for options in ({}, {"tolerance_gradient": 0.0, "tolerance_change": 0.0}):
+        result = recover.minimise(energy, torch.zeros_like(b), max_iterations=2000, **options)
+        assert result.converged.all(), result.reason
+        torch.testing.assert_close(result.x, torch.linalg.solve(matrix, b.T).T, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", recover.METHODS)
+def test_a_plateau_at_the_start_is_no_minimum(method):
+    def saturated(z):
+        return (torch.tanh(z) - 0.5).square().sum(1)
+
+    start = torch.tensor([[100.0, 100.0], [0.3, 0.3], [0.5, 0.5]], dtype=torch.float64).atanh().nan_to_num(100)
+    result = recover.minimise(saturated, start, method)
+    assert result.converged.tolist() == [False, True, True]
+    assert result.reason[0] == "gradient is zero at the start"
+
+
+def test_a_trace_is_read_at_numbers_of_evaluations():
+    result = recover.minimise(rosenbrock, 2 * normal(3, 4), max_evaluations=40, watch={"first": lambda x, z: x[:, 0]})
+    spent, wanted = result.trace["evaluations"], [0, 1, 7, 8, 40, 1000]
+    for name in ("energy", "first"):
+        found = result.at(name, wanted)
+        for k in range(3):
+            for i, number in enumerate(wanted):
+                step = max(int((spent[:, k] <= number).sum()) - 1, 0)
+                assert found[i, k] == result.trace[name][step, k]
+        assert torch.equal(result.at(name, 7), found[2])
+    with pytest.raises(ValueError, match="name: got 'psnr'; allowed: energy, evaluations, first"):
+        result.at("psnr", 3)
 
 
 @pytest.mark.parametrize(
@@ -263,10 +327,10 @@ def test_an_image_says_why_it_stopped_where_the_budget_allows_no_other_start(met
         (lambda: recover.minimise(rosenbrock, torch.zeros(1, 2), learning_rate=-1.0), "learning_rate: got -1.0"),
         (lambda: recover.minimise(rosenbrock, torch.zeros(1, 2), tolerance_gradient=-1.0), "tolerance_gradient"),
         (lambda: recover.minimise(None, torch.zeros(1, 2)), "energy: got NoneType"),
-        (lambda: recover.minimise(lambda z: z.sum(), torch.zeros(2, 2)), r"energy: got values of shape \(\)"),
+        (lambda: recover.minimise(lambda z: z.sum(), torch.zeros(2, 2)), r"energy: got values of shape \(\); allowed"),
         (
             lambda: recover.minimise(rosenbrock, torch.zeros(2, 2), watch={"bad": lambda x, z: z.sum()}),
-            r"watch\['bad'\]: got shape",
+            r"watch\['bad'\]: got values of shape",
         ),
         (
             lambda: recover.minimise(rosenbrock, torch.zeros(2, 2), watch={"bad": lambda x, z: 1.0}),
@@ -282,7 +346,7 @@ def test_an_image_says_why_it_stopped_where_the_budget_allows_no_other_start(met
             "watch: got 'evaluations'",
         ),
         (lambda: recover.minimise(lambda z: torch.zeros(len(z)), torch.zeros(2, 2)), "energy: got values without a"),
-        (lambda: recover.minimise(lambda z: 1.0, torch.zeros(2, 2)), "energy: got float; allowed: a tensor of one"),
+        (lambda: recover.minimise(lambda z: 1.0, torch.zeros(2, 2)), "energy: got float; allowed: a tensor of shape"),
     ],
 )
 def test_bad_input_is_refused(call, message):

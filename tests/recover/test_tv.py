@@ -7,6 +7,8 @@ from scipy.optimize import minimize
 from skimage.restoration import denoise_tv_chambolle
 
 from companion import measure
+from companion.recover.lasso import lasso
+from companion.recover.linear import pseudo_inverse
 from companion.recover.tv import total_variation, tv
 
 SHAPE = (2, 4, 5)
@@ -107,14 +109,70 @@ def test_no_image_depends_on_its_neighbours_nor_on_an_earlier_call():
 def test_result_says_what_happened():
     operator, y = measure.Gaussian(SHAPE, 20, 0), draws(2, 20)
     cut = tv(operator, y, max_iterations=5, tolerance=1e-9)
-    assert not cut.converged.any() and cut.reason == ["iteration limit reached"] * 2
+    assert not cut.converged.any() and cut.reason == ["stopped after 5 iterations"] * 2
     assert cut.trace["energy"].shape == cut.trace["evaluations"].shape == (6, 2)
     assert torch.equal(cut.energy, cut.trace["energy"].amin(0))
     assert torch.equal(cut.trace["evaluations"][-1].long(), cut.evaluations)
     done = tv(operator, y, 0.5)
     assert done.converged.all() and done.reason == ["duality gap below tolerance"] * 2
     energy = (operator(done.x) - y).square().sum(1) + 0.5 * total_variation(done.x)
-    assert torch.allclose(done.energy, energy, rtol=1e-12) and torch.equal(done.z, done.x)
+    assert torch.allclose(done.energy, energy, rtol=1e-12) and done.z is None
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e15])
+@pytest.mark.parametrize("method", [tv, lasso])
+def test_the_estimate_scales_with_its_measurements_and_weight(method, scale):
+    operator, y = measure.Gaussian(SHAPE, 20, 0), draws(2, 20, dtype=torch.float32)
+    scale = 2.0 ** round(math.log2(scale))
+    plain, scaled = method(operator, y, weight=0.1), method(operator, scale * y, weight=scale * 0.1)
+    assert scaled.converged.all() and torch.equal(scaled.evaluations, plain.evaluations)
+    torch.testing.assert_close(scaled.x / scale, plain.x)
+    torch.testing.assert_close(scaled.trace["energy"] / scale**2, plain.trace["energy"])
+
+
+class WrongAdjoint(measure.Gaussian):
+    """An adjoint with the wrong sign, or of another operator."""
+
+    def __init__(self, seed):
+        super().__init__(SHAPE, 10, 0)
+        self.other = measure.Gaussian(SHAPE, 10, seed)
+
+    def apply_adjoint(self, y):
+        return -super().apply_adjoint(y) if self.other.seed == 0 else self.other.apply_adjoint(y)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("method", [tv, lasso, pseudo_inverse])
+def test_a_wrong_adjoint_is_named(method, seed):
+    with pytest.raises(ValueError, match=r"operator: got an adjoint that does not belong.*measure\.check_adjoint"):
+        method(WrongAdjoint(seed), draws(2, 10))
+
+
+class Masks(measure.base.LinearOperator):
+    """A mask of its own for every image."""
+
+    def __init__(self, masks):
+        super().__init__(masks.shape[1:], masks.shape[1:])
+        self.masks = masks
+
+    def apply(self, x):
+        return self.masks * x
+
+    apply_adjoint = apply
+
+    def select(self, index):
+        return Masks(self.masks[index])
+
+
+@pytest.mark.parametrize("method", [tv, lasso, pseudo_inverse])
+def test_every_image_may_have_an_operator_of_its_own(method):
+    weights = torch.stack([draws(*SHAPE, seed=1) > 0, torch.ones(SHAPE), 1 + draws(*SHAPE, seed=2).abs()])
+    y = weights * draws(3, *SHAPE)
+    together = method(Masks(weights), y, weight=0.1)
+    assert len(set(together.evaluations.tolist())) > 1  # images drop out
+    for i in range(3):
+        alone = method(Masks(weights[i : i + 1]), y[i : i + 1], weight=0.1)
+        torch.testing.assert_close(alone.x[0], together.x[i], rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize(
