@@ -1,6 +1,6 @@
 """What the experiments share: images and priors, problems from named streams, scores on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -64,6 +64,14 @@ def denoising(part: Part, truth: Tensor, std: float, draw: str | int = 0) -> tup
     return problem, problem.observe(truth, seed_of(part, "draw", draw))
 
 
+def restarted(
+    part: Part, prior: Any, operator: measure.Operator, y: Tensor, gamma: float = 0.0, *, restarts: int, budget: int
+) -> recover.Result:
+    """Bora et al. 2017, eq. 4, by a generator: all restarts together within the budget, each from its own start."""
+    each, seed = budget // restarts, seed_of(part, "restarts")
+    return recover.gan_latent(prior, operator, y, gamma, restarts=restarts, seed=seed, max_evaluations=each)
+
+
 def watch_psnr(truth: Tensor) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """For a solver's `watch`: the PSNR of every iterate, as "psnr" in its trace."""
     return {"psnr": lambda x, z: evaluate.psnr(torch.nan_to_num(x), truth)}
@@ -91,10 +99,11 @@ def as_bytes(x: Tensor) -> np.ndarray:
     return (x.detach().clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
-def pictures(x: Tensor) -> Named:
-    """Images as 8-bit values with named axes: picture, channel, row, column."""
-    batch, channels, height, width = x.shape
-    return named(as_bytes(x), picture=batch, channel=channels, row=height, column=width)
+def pictures(x: Tensor, **outer: int | Iterable[Any]) -> Named:
+    """Images as 8-bit values with named axes: `outer` (picture, if not given, of a batch), channel, row, column."""
+    *batch, channels, height, width = x.shape
+    outer = outer or dict.fromkeys(["picture"] * len(batch), len(x))
+    return named(as_bytes(x), **outer, channel=channels, row=height, column=width)
 
 
 def numpy(x: Tensor, digits: int | None = None) -> np.ndarray:

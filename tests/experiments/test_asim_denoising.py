@@ -5,106 +5,84 @@ import pytest
 import torch
 from skimage import restoration
 
-from companion import data, evaluate, measure, priors
-from companion.experiments import registry
+from companion import data, evaluate, priors
+from companion.experiments import registry, shared
+from companion.experiments.arrays import take
 from companion.experiments.asim import denoising, latent_norms
 from companion.experiments.context import Context
+from companion.experiments.parts import Part
 
 WEIGHTS = {"glow": (0.0, 40.0), "tv": (0.1, 1.0, 30.0), "glow likelihood": (2.0,)}
-FAMILY = denoising.Family("photos", 32, {"glow": "glow-photos32"}, (0.02, 0.1), WEIGHTS, 6, ("glow",))
-TINY = denoising.Settings((FAMILY,), images=2, tuned_on=1, budget=4, restarts=1, shown=1)
+STDS = (0.02, 0.1)
+FAMILY = denoising.Family(
+    data="photos", size=32, priors={"glow": "glow-photos32"}, stds=STDS, weights=WEIGHTS, long_budget=6
+)
+TINY = denoising.Settings(families=(FAMILY,), images=2, tuned_on=1, budget=4, restarts=1, shown=1)
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    context = Context(torch.device("cpu"), 0, tmp_path_factory.mktemp("parts"), "tiny")
-    metrics, arrays = denoising.denoising(TINY, context)
-    return metrics["photos"], {name.removeprefix("photos "): values for name, values in arrays.items()}, context
+    context = Context(torch.device("cpu"), 0, settings=TINY, parts=tmp_path_factory.mktemp("parts"))
+    _, arrays = denoising.denoising(TINY, context)
+    return lambda name, **at: take(name, arrays[f"photos {name}"], at), context
 
 
-def test_every_method_has_every_weight_and_validation_images_choose(outcome):
-    metrics, arrays, _ = outcome
-    assert [(run["method"], run["std"]) for run in metrics["runs"]] == [
-        (name, std) for std in FAMILY.stds for name, values in WEIGHTS.items() for _ in values
-    ]
-    assert arrays["psnr"].shape == arrays["norm"].shape == (12, 2) and arrays["path"].shape == (12, 4)
-    assert arrays["recovered"].shape == (2, 3, 1, 3, 32, 32) and arrays["sweep"].shape == (2, 2, 1, 3, 32, 32)
-    for name, picks in list(metrics["chosen"].items())[:2]:  # the third has one weight
-        for std, pick in zip(FAMILY.stds, picks, strict=True):
-            rivals = [run for run in metrics["runs"] if (run["method"], run["std"]) == (name, std)]
-            assert metrics["runs"][pick] in rivals
-            assert metrics["runs"][pick]["validation psnr"] == max(run["validation psnr"] for run in rivals)
-            scores = arrays["validation psnr"][[metrics["runs"].index(run) for run in rivals]].mean(1)
-            np.testing.assert_allclose(scores, [run["validation psnr"] for run in rivals], atol=1e-3)
+@pytest.mark.parametrize("name", ["glow", "tv"])
+def test_validation_images_choose_the_weight(outcome, name):
+    read, _ = outcome
+    for std in STDS:
+        scores = read(f"{name} validation psnr", std=std).mean(1)
+        assert read("weight", std=std, method=name) == WEIGHTS[name][scores.argmax()]
+    assert np.isnan(read("glow likelihood validation psnr")).all()  # one weight: nothing to choose from
 
 
-def test_held_out_images_meet_the_chosen_weight_or_all_of_a_swept_method(outcome):
-    metrics, arrays, _ = outcome
-    for k, (run, psnr) in enumerate(zip(metrics["runs"], arrays["psnr"], strict=True)):
-        if run["method"] == "glow" or k in metrics["chosen"][run["method"]]:
-            assert run["mean psnr"] == pytest.approx(psnr.mean(), abs=1e-3)
-        else:
-            assert "mean psnr" not in run and np.isnan(psnr).all()
+def test_the_sweep_holds_the_chosen_search(outcome):
+    read, _ = outcome
+    for std in STDS:
+        weight = float(read("weight", std=std, method="glow"))
+        for key in ("psnr", "norm", "path", "recovered"):
+            np.testing.assert_array_equal(
+                read(f"sweep {key}", std=std, weight=weight), read(key, std=std, method="glow")
+            )
 
 
 def test_a_search_gets_its_budget_and_every_evaluation_is_counted(outcome):
-    metrics, _, context = outcome
-    assert all(run["mean evaluations"] <= TINY.budget for run in metrics["runs"] if run["method"] == "glow")
-    searches = 2 * (2 * 3 + 2) * TINY.budget  # stds; weights of the norm on all 3 images; the likelihood on 2
-    longer = 2 * 2 * FAMILY.long_budget  # stds, held-out images
-    assert context.evaluations > searches + longer
-
-
-def test_a_method_with_one_weight_skips_the_choice(outcome):
-    metrics, arrays, _ = outcome
-    alone = [run["method"] == "glow likelihood" for run in metrics["runs"]]
-    assert np.isnan(arrays["validation psnr"][alone]).all() and np.isfinite(arrays["psnr"][alone]).all()
-
-
-def test_the_longer_search_begins_like_the_short_one(outcome):
-    metrics, arrays, _ = outcome
-    assert arrays["long psnr"].shape == (2, 2) and arrays["long path"].shape == (2, 6)
-    np.testing.assert_allclose(arrays["long path"][:, :4], arrays["path"][metrics["chosen"]["glow"]], atol=1e-3)
-
-
-def test_weights_scale_with_the_noise(outcome):
-    for run in outcome[0]["runs"]:
-        power = 1 if run["method"] == "tv" else 2
-        assert run["weight"] == pytest.approx(run["multiple"] * run["std"] ** power)
+    read, context = outcome
+    weights, likelihoods, longer = 2 * (1 + 2), 2, 2  # on one validation image and on two held-out ones
+    networks = len(STDS) * (TINY.budget * (weights + likelihoods) + FAMILY.long_budget * longer)
+    assert networks < context.evaluations  # and total variation's steps
+    # what a search had after its budget, the longer one had on its way
+    np.testing.assert_allclose(read("long path")[:, : TINY.budget], read("path", method="glow"), atol=1e-3)
 
 
 def test_the_noise_has_its_level_and_scores_belong_to_held_out_images(outcome):
-    _, arrays, _ = outcome
-    excess = arrays["noisy psnr"] + 20 * np.log10([[0.02] * 2, [0.1] * 2])
+    read, _ = outcome
+    excess = read("noisy psnr") + 20 * np.log10([[0.02] * 2, [0.1] * 2])
     assert (excess > -0.3).all() and (excess < 1.5).all()  # scores clip to [0, 1], which takes some noise away
     truth = data.load("photos", "test", size=32)[:1]
-    np.testing.assert_array_equal(arrays["truth"], (truth * 255).round().byte().numpy())
-    shown = torch.tensor(arrays["recovered"][:, 1]).flatten(0, 1) / 255
+    np.testing.assert_array_equal(read("truth"), (truth * 255).round().byte().numpy())
+    shown = torch.tensor(read("recovered", method="tv", picture=0)) / 255
     score = evaluate.psnr(shown, truth.expand(2, -1, -1, -1))
-    picks = outcome[0]["chosen"]["tv"]
-    np.testing.assert_allclose(score, arrays["psnr"][picks, 0], atol=0.15)  # 8 bits
+    np.testing.assert_allclose(score, read("psnr", method="tv", image=0), atol=0.15)  # 8 bits
 
 
-def test_total_variation_agrees_with_scikit_image():
-    truth = data.load("photos", "test", size=32)[:2]
-    operator = measure.Identity((3, 32, 32))
-    y = measure.Problem(operator, measure.GaussianNoise(0.1)).observe(truth, 3)
-    problem = denoising.Problem({}, operator, y, 0.1, 400, 1, 0, {})
-    ours = denoising.METHODS["tv"][1](problem, 0.2).x
+def test_the_path_ends_at_the_score(outcome):
+    read, _ = outcome
+    assert np.isnan(read("path", method="tv")).all()
+    np.testing.assert_allclose(read("path", method="glow")[:, -1], read("psnr", method="glow").mean(1), atol=0.05)
+
+
+def test_weights_are_multiples_of_the_noise_and_total_variation_agrees_with_scikit_image():
+    part = Part(torch.device("cpu"), 0)
+    truth = shared.images(part, "photos", "test", 2, 32)
+    problem, y = shared.denoising(part, truth, 0.1)
+    search = denoising.Search("photos", 0.1, "tv", 2.0, 1)
+    ours = denoising._estimate(TINY, part, problem.operator, y, search).x  # weight 0.2 beside squared residuals
     for mine, noisy in zip(ours, y, strict=True):
         other = restoration.denoise_tv_chambolle(
             noisy.double().numpy(), 0.1, eps=1e-8, max_num_iter=4000, channel_axis=0
         )
         assert np.sqrt(np.mean((mine.numpy() - other) ** 2)) < 3e-3
-
-
-def test_the_path_ends_at_the_score_and_has_the_budgets_length(outcome):
-    metrics, arrays, _ = outcome
-    for run, path, psnr in zip(metrics["runs"], arrays["path"], arrays["psnr"], strict=True):
-        if run["method"] == "tv":
-            assert np.isnan(path).all()
-        elif run["method"] == "glow":
-            assert path[-1] == pytest.approx(psnr.mean(), abs=0.05)
 
 
 @pytest.mark.parametrize("profile", ["quick", "laptop", "paper"])

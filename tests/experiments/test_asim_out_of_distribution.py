@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from companion import experiments, priors
 from companion.experiments.asim import out_of_distribution as ood
+from companion.experiments.asim.image_sets import RENDERED, image_set
 
 pytestmark = pytest.mark.slow
 
@@ -19,22 +20,22 @@ def quick(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", [COLOUR, GREY])
-@pytest.mark.parametrize("name", ["photos", *ood.RENDERED])
+@pytest.mark.parametrize("name", ["photos", *RENDERED])
 def test_a_set_is_8_bit_images_that_do_not_depend_on_how_many_follow(name, shape):
-    x = ood.image_set(name, 13, shape)
+    x = image_set(name, 13, shape)
     assert x.shape == (13, *shape) and x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
     torch.testing.assert_close(x * 255, (x * 255).round(), atol=1e-4, rtol=0)
-    assert torch.equal(ood.image_set(name, 5, shape), x[:5])
+    assert torch.equal(image_set(name, 5, shape), x[:5])
     assert all(not torch.equal(x[i], x[j]) for i in range(13) for j in range(i))
 
 
 def test_constants_checkerboards_and_letters_are_what_they_are_called():
-    constant, boards = ood.image_set("constant", 4, COLOUR), ood.image_set("checkerboards", 4, COLOUR)
+    constant, boards = image_set("constant", 4, COLOUR), image_set("checkerboards", 4, COLOUR)
     assert not constant.flatten(2).std(2).any()
     for board, period in zip(boards, (1, 2, 4, 8), strict=True):
         assert torch.equal(board[:, period:, period:], board[:, :-period, :-period])
         assert (board[:, period:] != board[:, :-period]).all()
-    for letter in ood.image_set("letters", 60, GREY)[:, 0]:
+    for letter in image_set("letters", 60, GREY)[:, 0]:
         spans = [side.nonzero()[[0, -1], 0] for side in (letter.any(0), letter.any(1))]
         assert max(int(last - first) + 1 for first, last in spans) == 20
         assert all(abs(float(first + last) / 2 - 13.5) <= 0.5 for first, last in spans)
@@ -43,7 +44,7 @@ def test_constants_checkerboards_and_letters_are_what_they_are_called():
 @pytest.mark.parametrize(("name", "number"), [("faces", 3), ("text", 0), ("photos", 10**6)])
 def test_wrong_arguments_are_refused(name, number):
     with pytest.raises(ValueError, match="allowed"):
-        ood.image_set(name, number, COLOUR)
+        image_set(name, number, COLOUR)
 
 
 def test_auroc_is_scikit_learns_with_ties():
@@ -54,58 +55,48 @@ def test_auroc_is_scikit_learns_with_ties():
     assert ood.auroc(own, own) == 0.5 and ood.auroc(own, own + 100) == 1
 
 
-def test_pictures_and_scores_of_a_run_belong_together(quick):
-    found = quick.metrics["families"]["glow-photos32"]
-    assert found["methods"] == ["glow", "gan", "vae", "tv", "lasso-dct"] and found["m"] == [307, 614]
-    for name, counts in (("photos", [307, 614]), ("textures", [614])):
-        stem = f"glow-photos32/{name}"
-        psnr, pictures = quick.arrays[f"{stem}/psnr"], quick.arrays[f"{stem}/x"]
-        assert found[name]["m"] == counts
-        assert psnr.shape == (len(counts), 5, 2) and pictures.shape == (len(counts), 5, *COLOUR)
-        truth = quick.arrays[f"{stem}/truth"]
-        assert np.array_equal(truth, (ood.image_set(name, 2, COLOUR)[1] * 255).round().byte().numpy())
-        for at, m in enumerate(counts):
-            for picture, value in zip(pictures[at], psnr[at, :, 1], strict=True):
-                error = ((picture.astype(float) - truth) / 255) ** 2
-                assert -10 * np.log10(error.mean()) == pytest.approx(value, abs=0.1)  # 8 bits
-            means = list(found[name][f"m={m}"]["mean psnr"].values())
-            assert means[:5] == pytest.approx(psnr[at].mean(1), abs=1e-3)
-            assert means[5] == pytest.approx(quick.arrays[f"{stem}/grey/psnr"][at].mean(), abs=1e-3)
-            reasons = found[name][f"m={m}"]["reasons"]
-            assert all(sum(counts.values()) == 2 for counts in reasons.values())
-        assert np.isfinite(quick.arrays[f"{stem}/residual"]).all()
-    assert set(found["weight"]) == {"m=307", "m=614"}
-    assert set(found["auroc"]) == {"textures"} and all(0 <= v <= 1 for v in found["auroc"]["textures"].values())
+def read(quick, name, **at):
+    return quick.take(f"glow-photos32 {name}", **at)
 
 
-def test_searches_start_where_they_say_and_approach_the_measurements(quick):
-    flow = priors.load("glow-photos32")
+@pytest.mark.parametrize(("name", "m"), [("photos", 307), ("photos", 614), ("textures", 614)])
+def test_pictures_and_scores_of_a_run_belong_together(quick, name, m):
+    truth = read(quick, "truth", set=name)
+    assert np.array_equal(truth, (image_set(name, 2, COLOUR)[1] * 255).round().byte().numpy())
+    for method in ("glow", "gan", "vae", "tv", "lasso-dct", "grey"):
+        at = {"set": name, "m": m, "method": method}
+        error = ((read(quick, "recovered", **at).astype(float) - truth) / 255) ** 2
+        assert -10 * np.log10(error.mean()) == pytest.approx(read(quick, "psnr", **at, image=1), abs=0.1)  # 8 bits
+        assert np.isfinite(read(quick, "residual", **at)).all()
+
+
+def test_a_set_that_is_not_measured_everywhere_is_blank_elsewhere(quick):
+    assert np.isnan(read(quick, "psnr", m=307, set="textures")).all()
+
+
+@pytest.mark.parametrize(("name", "m"), [("photos", 307), ("textures", 614)])
+@pytest.mark.parametrize("start", ["glow", "grey"])
+def test_searches_start_where_they_say_and_approach_the_measurements(quick, name, m, start):
+    flow, at = priors.load("glow-photos32"), {"set": name, "m": m, "method": start}
     with torch.no_grad():
-        starts = {"": flow.decode(torch.zeros(1, flow.latent_dim)), "grey/": torch.full((1, *COLOUR), 0.5)}
-    for name in ("photos", "textures"):
-        x = ood.image_set(name, 2, COLOUR)
-        for prefix, begin in starts.items():
-            stem = f"glow-photos32/{name}/{prefix}"
-            path, residual = quick.arrays[f"{stem}psnr path"], quick.arrays[f"{stem}residual path"]
-            assert path.shape == residual.shape == (len(path), 2, len(ood.checkpoints(12)))
-            expected = -10 * ((begin - x) ** 2).flatten(1).mean(1).log10()
-            assert path[:, :, 0] == pytest.approx(np.tile(expected, (len(path), 1)), abs=1e-2)
-            assert (np.diff(residual, axis=2) <= 1e-3).all() and (residual[:, :, -1] < residual[:, :, 0]).all()
-        last, final = quick.arrays[f"{stem}residual path"][:, :, -1], quick.arrays[f"{stem}residual"]
-        assert last == pytest.approx(final, rel=1e-2)
+        begin = flow.decode(torch.zeros(1, flow.latent_dim)) if start == "glow" else torch.full((1, *COLOUR), 0.5)
+    path, residual = read(quick, "psnr path", **at), read(quick, "residual path", **at)
+    expected = -10 * ((begin - image_set(name, 2, COLOUR)) ** 2).flatten(1).mean(1).log10()
+    assert path[0] == pytest.approx(expected, abs=1e-2)
+    assert (np.diff(residual, axis=0) <= 1e-3).all() and (residual[-1] < residual[0]).all()
+    assert residual[-1] == pytest.approx(read(quick, "residual", **at), rel=1e-2)
 
 
 def test_densities_are_those_of_the_flow(quick):
-    flow = priors.load("glow-photos32")
-    x = ood.image_set("textures", 6, COLOUR)
+    flow, x = priors.load("glow-photos32"), image_set("textures", 6, COLOUR)
     with torch.no_grad():
         bits, norm = flow.bits_per_dim(x, seed=0), flow.encode(x).norm(dim=1)
-    np.testing.assert_allclose(quick.arrays["glow-photos32/textures/bits"], bits, atol=1e-3)
-    np.testing.assert_allclose(quick.arrays["glow-photos32/textures/plain norm"], norm, rtol=1e-4)
+    np.testing.assert_allclose(read(quick, "bits", set="textures"), bits, atol=1e-3)
+    np.testing.assert_allclose(read(quick, "plain norm", set="textures"), norm, rtol=1e-4)
 
 
 def test_the_wider_range_fits_no_worse(quick):
     """What a generator can reach with all pixels measured bounds, up to the search, what it recovers from a part."""
-    for method, row in (("gan", 1), ("vae", 2)):
-        reached = quick.arrays[f"glow-photos32/photos/nearest/{method}"]
-        assert (quick.arrays["glow-photos32/photos/psnr"][:, row] < reached + 2).all()
+    for method in ("gan", "vae"):
+        reached = read(quick, "nearest psnr", set="photos", method=method)
+        assert (read(quick, "psnr", set="photos", method=method) < reached + 2).all()

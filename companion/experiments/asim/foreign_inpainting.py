@@ -1,65 +1,59 @@
 """Inpainting of images that no prior was trained on: what fills the hole, from near to far."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from companion import evaluate, measure, priors, recover
-from companion.experiments.asim.denoising import as_bytes
-from companion.experiments.asim.inpainting import hidden_psnr
-from companion.experiments.asim.out_of_distribution import image_set
+from companion import evaluate, measure, recover
+from companion.experiments import shared
+from companion.experiments.arrays import Named, named
+from companion.experiments.asim.image_sets import image_set
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
 
-Solver = Callable[[measure.Mask, Tensor], recover.Result]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of the comparison.
 
-    Attributes:
-        glow, gan, vae: priors trained on the first of the sets ("" for none).
-        sets: of images, from near to far.
-        images: of each set.
-        budget: evaluations allowed for one image, the same for all priors (all restarts of a generator together).
-        restarts: of the generators' searches.
-        iterations: of total variation, each some hundred times cheaper than an evaluation of a prior.
-        weights: of total variation, chosen by the hidden pixels of `tuned_on` validation images of the first set.
-        shown: which image of each set is stored as a picture.
+    Attributes
+    ----------
+    priors
+        Checkpoints of a flow and of generators trained on the first of the sets: (kind, name), the flow's first.
+    sets
+        Of images, from near to far.
+    images
+        Of each set.
+    budget, restarts
+        Evaluations allowed for one image, the same for all priors, and the restarts of a generator that share them.
+    iterations
+        Of total variation, each some hundred times cheaper than an evaluation of a prior.
+    weights
+        Of total variation, chosen by the hidden pixels of `tuned_on` validation images of the first set.
+    shown
+        Which image of each set is stored as a picture.
     """
 
-    glow: str
-    gan: str
-    vae: str
-    sets: tuple[str, ...]
-    images: int
-    budget: int
-    restarts: int
-    iterations: int
-    weights: tuple[float, ...]
-    tuned_on: int
-    shown: int
+    priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
+    sets: tuple[str, ...] = ("photos", "satellite", "textures", "text")
+    images: int = 12
+    budget: int = 400
+    restarts: int = 4
+    iterations: int = 2000
+    weights: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01)
+    tuned_on: int = 12
+    shown: int = 7
 
 
-_LAPTOP = Settings(
-    glow="glow-photos32",
-    gan="gan-photos32",
-    vae="vae-photos32",
-    sets=("photos", "satellite", "textures", "text"),
-    images=12,
-    budget=400,
-    restarts=4,
-    iterations=2000,
-    weights=(0.0001, 0.0003, 0.001, 0.003, 0.01),
-    tuned_on=12,
-    shown=7,
+_LAPTOP = Settings()
+_QUICK = Settings(
+    sets=("photos", "text"), images=2, budget=12, restarts=2, iterations=50, weights=(0.001, 0.01), tuned_on=2, shown=1
 )
+_FLOWERS = (("glow", "glow-flowers64"),)
 
 
 @experiment(
@@ -67,95 +61,65 @@ _LAPTOP = Settings(
     paper="Asim et al. 2020",
     shows="Fig. 49",
     profiles={
-        "quick": replace(
-            _LAPTOP,
-            sets=("photos", "text"),
-            images=2,
-            budget=12,
-            restarts=2,
-            iterations=50,
-            weights=(0.001, 0.01),
-            tuned_on=2,
-            shown=1,
-        ),
+        "quick": _QUICK,
         "laptop": _LAPTOP,
-        "paper": replace(
-            _LAPTOP, glow="glow-flowers64", gan="", vae="", sets=("flowers", *_LAPTOP.sets), budget=600, iterations=5000
-        ),
+        "paper": replace(_LAPTOP, priors=_FLOWERS, sets=("flowers", *_LAPTOP.sets), budget=600, iterations=5000),
     },
 )
-def foreign_inpainting(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def foreign_inpainting(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Fills the centre of images from near to far of what a flow, a GAN and a VAE were trained on.
 
-    Metrics: methods, sets, the weight of total variation, mean psnr and hidden psnr by set and method. Arrays: psnr,
-    hidden psnr (of the hidden pixels) and residual (length of the misfit) [sets, methods, images]; as bytes the
-    pictures of one image a set, recovered [sets, methods, C, H, W], truth and masked [sets, C, H, W].
+    Arrays by set and method: psnr, hidden psnr (of the hidden pixels), residual (length of the misfit), and the picture
+    of one image; truth by set.
     """
-    names = {"glow": settings.glow, "gan": settings.gan, "vae": settings.vae}
-    models = {kind: priors.load(name, context.device) for kind, name in names.items() if name}
-    operator = measure.Mask(measure.masks.centre(models["glow"].shape).to(context.device))
-    chosen = context.part("weight", partial(_choose, settings, context, operator)).metrics["weight"]
-    solvers = _solvers(settings, context, models, chosen)
-    found = []
-    for name in context.progress(settings.sets, "sets"):
-        part = partial(_fill, settings, context, operator, name, solvers)
-        found.append(context.part(name, part).arrays)
-    arrays = {key: np.stack([each[key] for each in found]) for key in found[0]}
-    metrics: dict[str, Any] = {"methods": list(solvers), "sets": list(settings.sets), "weight": chosen}
-    for key in ("psnr", "hidden psnr"):
-        means = arrays[key].mean(2).round(3)
-        metrics[f"mean {key}"] = {
-            name: dict(zip(solvers, row.tolist(), strict=True)) for name, row in zip(settings.sets, means, strict=True)
-        }
-    return metrics, arrays
+    weight = context.map(_choose, settings.sets[:1], "weights")[0].metrics["weight"]
+    filled = context.map(_fill, [(name, weight) for name in settings.sets], "sets")
+    arrays = gather(filled, set=settings.sets)
+    hidden = arrays["hidden psnr"]
+    means = dict(zip(settings.sets, hidden.values.mean(2).round(3).tolist(), strict=True))
+    table = {name: dict(zip(hidden.axes["method"], row, strict=True)) for name, row in means.items()}
+    return {"weight": weight, "mean hidden psnr": table}, arrays
 
 
-def _solvers(settings: Settings, context: Context, models: dict[str, Any], weight: float) -> dict[str, Solver]:
-    """Flow from z₀ = 0 with γ = 0, generators with restarts and γ = 0, as in the paper; total variation."""
-    solvers: dict[str, Solver] = {
-        "glow": partial(recover.flow_latent, models["glow"], max_evaluations=settings.budget),
-    }
-    each = settings.budget // settings.restarts
-    for kind in list(models)[1:]:
-        solvers[kind] = partial(
-            recover.gan_latent, models[kind], restarts=settings.restarts, seed=context.seed, max_evaluations=each
-        )
-    solvers["tv"] = partial(recover.tv, weight=weight, max_iterations=settings.iterations)
-    return solvers
+def _observed(
+    settings: Settings, part: Part, name: str, number: int, split: str = "test"
+) -> tuple[Tensor, measure.Mask, Tensor, Tensor]:
+    """Images of a set, the centre's mask, which pixels it hides, and measurements with the paper's √E‖δ‖² = 0.1."""
+    shape = shared.prior(part, settings.priors[0][1]).shape
+    truth, mask = image_set(name, number, shape, split).to(part.device), measure.masks.centre(shape).to(part.device)
+    operator = measure.Mask(mask)
+    noise = measure.GaussianNoise.of_norm(shared.NOISE_NORM, operator.output_shape[0])
+    return truth, operator, ~mask, measure.Problem(operator, noise).observe(truth, shared.seed_of(part, split))
 
 
-def _observe(operator: measure.Mask, truth: Tensor, seed: int) -> Tensor:
-    """Measurements with √E‖δ‖² = 0.1, as in the paper."""
-    noise = measure.GaussianNoise.of_norm(0.1, operator.output_shape[0])
-    return measure.Problem(operator, noise).observe(truth, seed)
-
-
-def _choose(settings: Settings, context: Context, operator: measure.Mask) -> tuple[dict, dict]:
+def _choose(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
     """The weight of total variation with the best mean PSNR over the hidden pixels of validation images."""
-    x = image_set(settings.sets[0], settings.tuned_on, operator.shape, "validation").to(context.device)
-    y = _observe(operator, x, 1000 * context.seed + 900)
-    scores = {}
-    for weight in settings.weights:
-        estimate = recover.tv(operator, y, weight=weight, max_iterations=settings.iterations)
-        scores[weight] = float(hidden_psnr(estimate.x, x, operator.mask).mean())
-    return {"weight": max(scores, key=lambda weight: scores[weight])}, {}
+    truth, operator, hidden, y = _observed(settings, part, name, settings.tuned_on, "validation")
+    solve = partial(recover.tv, operator, y, max_iterations=settings.iterations)
+    score = partial(evaluate.psnr, where=hidden)
+    best, _ = shared.choose(part, settings.weights, lambda weight: solve(weight=weight), truth, score)
+    return {"weight": settings.weights[best]}, {}
 
 
-def _fill(
-    settings: Settings, context: Context, operator: measure.Mask, name: str, solvers: dict[str, Solver]
-) -> tuple[dict, dict]:
-    """All methods on the images of one set, from the same measurements."""
-    truth = image_set(name, settings.images, operator.shape).to(context.device)
-    y = _observe(operator, truth, 1000 * context.seed)
-    estimates = {method: solve(operator, y) for method, solve in solvers.items()}
-    context.count_evaluations(sum(int(e.evaluations.sum()) for method, e in estimates.items() if method != "tv"))
-    residual = [(operator(e.x) - y).norm(dim=1).cpu().numpy() for e in estimates.values()]
-    shown = truth[settings.shown]
+def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict[str, Any], dict[str, Named]]:
+    """All methods on the images of one set: the flow from z = 0 and generators with restarts, γ = 0, and TV."""
+    name, weight = item
+    truth, operator, hidden, y = _observed(settings, part, name, settings.images)
+    flow, *generators = settings.priors
+    found = {"glow": recover.flow_latent(shared.prior(part, flow[1]), operator, y, max_evaluations=settings.budget)}
+    for kind, checkpoint in generators:
+        prior = shared.prior(part, checkpoint)
+        found[kind] = shared.restarted(part, prior, operator, y, restarts=settings.restarts, budget=settings.budget)
+    for result in found.values():
+        part.count(result)
+    found["tv"] = recover.tv(operator, y, weight=weight, max_iterations=settings.iterations)
+
+    x = torch.stack([result.x for result in found.values()])
+    axes: dict[str, Any] = {"method": list(found), "image": len(truth)}
     return {}, {
-        "psnr": np.stack([evaluate.psnr(e.x, truth).numpy() for e in estimates.values()]),
-        "hidden psnr": np.stack([hidden_psnr(e.x, truth, operator.mask).numpy() for e in estimates.values()]),
-        "residual": np.stack(residual),
-        "recovered": np.stack([as_bytes(e.x[settings.shown]) for e in estimates.values()]),
-        "truth": as_bytes(shown),
-        "masked": as_bytes(torch.where(operator.mask, shown, 0.5)),
+        "psnr": named(torch.stack([evaluate.psnr(each, truth) for each in x]).numpy(), **axes),
+        "hidden psnr": named(torch.stack([evaluate.psnr(each, truth, hidden) for each in x]).numpy(), **axes),
+        "residual": named(shared.numpy(torch.stack([(operator(each) - y).norm(dim=1) for each in x])), **axes),
+        "recovered": shared.pictures(x[:, settings.shown], method=found),
+        "truth": shared.pictures(truth[settings.shown]),
     }

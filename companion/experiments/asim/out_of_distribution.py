@@ -1,95 +1,120 @@
 """Images unlike the training images: how much each prior loses on them, and what tells that they are unlike."""
 
-import string
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from skimage import data as skimage_data
 from torch import Tensor
 
-from companion import _support, data, evaluate, measure, priors, recover
+from companion import evaluate, measure, recover
+from companion.experiments import shared
+from companion.experiments.arrays import Named, collect, named
+from companion.experiments.asim.image_sets import image_set
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
+from companion.recover.run import Watch
 
-DATA_SETS = {"satellite": "eurosat"} | {name: name for name in ("photos", "flowers", "mnist", "fashion-mnist")}
-RENDERED = ("textures", "text", "checkerboards", "constant", "noise", "letters")
-Solver = Callable[..., recover.Result]
-CLASSICAL: dict[str, Solver] = {
-    "tv": recover.tv,
-    "lasso-dct": partial(recover.lasso, basis="dct"),
-}
-TINTS = {"brick": (1.0, 0.65, 0.55), "grass": (0.7, 1.0, 0.5), "gravel": (1.0, 0.95, 0.8)}
-FACES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Bold")
-WORDS = "few linear sums of pixels hide a picture until some prior tells which one we should believe in"
+CLASSICAL = ("tv", "lasso-dct")
+SEARCHES = ("glow", "grey")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """A flow, the generators trained on the same images ("" for none), and the sets of images on which they are tried.
+    """A flow, generators trained on the same images, and the sets of images on which they are tried.
 
-    Attributes:
-        sets: the flow's own first.
-        everywhere: those recovered at every share of measurements; the others at the middle share only.
-        grey: whether the flow's search is made a second time, from the latent of an image that is grey throughout.
+    Attributes
+    ----------
+    flow, generators
+        Checkpoints; those of generators with their kind: (kind, checkpoint).
+    sets, everywhere
+        The flow's own set first; so many are recovered at every share of measurements, the others at the middle one.
+    grey
+        Whether the flow's search is made a second time, from the latent of an image that is grey throughout.
     """
 
     flow: str
-    gan: str
-    vae: str
+    generators: tuple[tuple[str, str], ...] = ()
     sets: tuple[str, ...]
-    everywhere: tuple[str, ...]
+    everywhere: int = 0
     grey: bool = False
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of what is compared: the flow first, then the generators, then the classical ones."""
-        return ("glow", *(kind for kind in ("gan", "vae") if getattr(self, kind)), *CLASSICAL)
+        """Names of what is compared: the flow, the generators, the classical methods, the flow from grey."""
+        return ("glow", *dict(self.generators), *CLASSICAL, *("grey",) * self.grey)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of the comparison.
 
-    Attributes:
-        families: priors and the sets of images on which they are tried.
-        images: images of each set that are recovered.
-        shown: which of them is stored as a picture.
-        scored: images of each set whose density is computed; the recovered ones are the first of them.
-        shares: measurements m as shares of the pixels n.
-        budget: evaluations allowed for one image, the same for flow and generators (all restarts together).
-        iterations: of the classical methods at most, each far cheaper than an evaluation of a network.
-        restarts: of the generators' searches.
-        tuned_on: images of the flow's own validation split on which the classical weights are chosen, for every m.
-        weights: the weights to choose from.
+    Attributes
+    ----------
+    families
+        Priors and the sets of images on which they are tried.
+    images, shown, scored
+        Images of each set that are recovered, which of them is stored as a picture, and images whose density is
+        computed; the recovered ones are the first of them.
+    shares
+        Measurements m as shares of the pixels n.
+    budget
+        Evaluations allowed for one image, the same for flow and generators (all restarts together).
+    iterations
+        Of the classical methods at most, each far cheaper than an evaluation of a network.
+    restarts
+        Of the generators' searches.
+    tuned_on, weights
+        Images of the flow's own validation split on which the classical weights are chosen, for every m, from these.
     """
 
     families: tuple[Family, ...]
-    images: int
-    shown: int
-    scored: int
-    shares: tuple[float, ...]
-    budget: int
-    iterations: int
-    restarts: int
-    tuned_on: int
-    weights: tuple[float, ...]
+    images: int = 12
+    shown: int = 7
+    scored: int = 48
+    shares: tuple[float, ...] = (0.1, 0.2, 0.4)
+    budget: int = 600
+    iterations: int = 2000
+    restarts: int = 5
+    tuned_on: int = 8
+    weights: tuple[float, ...] = (0.001, 0.01, 0.1)
+
+    def family(self, flow: str) -> Family:
+        """The family of that flow."""
+        return next(family for family in self.families if family.flow == flow)
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Numbers of evaluations at which a search by the flow is looked at: from the start, 1, to the last."""
+        return np.unique(np.r_[np.geomspace(1, self.budget, 30).round().astype(int), self.budget // 4]).tolist()
 
 
-WEIGHTS = (0.001, 0.01, 0.1)
-NEAR, FAR = ("photos", "satellite", "textures", "text"), ("checkerboards", "constant", "noise")
-FEW = Family("glow-photos32", "gan-photos32", "vae-photos32", ("photos", "textures"), ("photos",), grey=True)
-PHOTOS = Family("glow-photos32", "gan-photos32", "vae-photos32", (*NEAR, *FAR), NEAR)
-SATELLITE = Family("glow-eurosat32", "", "", ("satellite", "photos"), ("satellite", "photos"))
-DIGITS = Family("glow-mnist", "gan-mnist", "vae-mnist", ("mnist", "letters", "fashion-mnist", "photos"), (), grey=True)
-FLOWERS = Family("glow-flowers64", "", "", ("flowers", *NEAR, *FAR), ("flowers", *NEAR))
-PUBLISHED = (1000 / 12288, 2500 / 12288, 5000 / 12288, 7500 / 12288, 10000 / 12288)
+@dataclass(frozen=True)
+class Search:
+    """One method on the images of one set; the weight is that of a classical method."""
+
+    flow: str
+    m: int
+    set: str
+    method: str
+    weight: float
+
+
+_GENERATORS = (("gan", "gan-photos32"), ("vae", "vae-photos32"))
+_DIGITS = (("gan", "gan-mnist"), ("vae", "vae-mnist"))
+_NEAR = ("photos", "satellite", "textures", "text")
+_ALL = (*_NEAR, "checkerboards", "constant", "noise")
+_FEW = Family(flow="glow-photos32", generators=_GENERATORS, sets=("photos", "textures"), everywhere=1, grey=True)
+_FLOWERS = Family(flow="glow-flowers64", sets=("flowers", *_ALL), everywhere=5)
+_LAPTOP = (
+    Family(flow="glow-photos32", generators=_GENERATORS, sets=_ALL, everywhere=4),
+    Family(flow="glow-eurosat32", sets=("satellite", "photos"), everywhere=2),
+    Family(flow="glow-mnist", generators=_DIGITS, sets=("mnist", "letters", "fashion-mnist", "photos"), grey=True),
+)
+_PUBLISHED = tuple(m / 12288 for m in (1000, 2500, 5000, 7500, 10000))
+_SMALL: dict[str, Any] = {"images": 2, "shown": 1, "scored": 6, "iterations": 20, "restarts": 2, "tuned_on": 2}
 
 
 @experiment(
@@ -97,307 +122,150 @@ PUBLISHED = (1000 / 12288, 2500 / 12288, 5000 / 12288, 7500 / 12288, 10000 / 122
     paper="Asim et al. 2020",
     shows="Fig. 5, 42-46",
     profiles={
-        "quick": Settings((FEW,), 2, 1, 6, (0.1, 0.2), 12, 20, 2, 2, (0.001, 0.01)),
-        "laptop": Settings((PHOTOS, SATELLITE, DIGITS), 12, 7, 48, (0.1, 0.2, 0.4), 600, 2000, 5, 8, WEIGHTS),
-        "paper": Settings((FLOWERS,), 12, 7, 48, PUBLISHED, 2000, 2000, 5, 8, WEIGHTS),
+        "quick": Settings(families=(_FEW,), shares=(0.1, 0.2), budget=12, weights=(0.001, 0.01), **_SMALL),
+        "laptop": Settings(families=_LAPTOP),
+        "paper": Settings(families=(_FLOWERS,), shares=_PUBLISHED, budget=2000),
     },
 )
-def out_of_distribution(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Recovers images from near to far of what a prior was trained on, and asks what tells them from its own."""
-    metrics: dict[str, Any] = {"families": {}}
-    arrays: dict[str, np.ndarray] = {}
+def out_of_distribution(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+    """Recovers images from near to far of what a prior was trained on, and asks what tells them from its own.
+
+    Arrays of each flow: those of _score by set; those of _solve by m, set and method, NaN where there was no search.
+    """
+    metrics, arrays = dict[str, Any](), dict[str, Named]()
     for family in settings.families:
-        models = {"glow": priors.load(family.flow, context.device)}
-        models |= {kind: priors.load(getattr(family, kind), context.device) for kind in family.methods[1:-2]}
-        shape, n = models["glow"].shape, models["glow"].latent_dim
+        n = shared.prior(context, family.flow).latent_dim
         counts = [round(share * n) for share in settings.shares]
         middle = counts[len(counts) // 2]
-        number = max(settings.scored, settings.images)
-        truth = {name: image_set(name, number, shape).to(context.device) for name in family.sets}
-        found: dict[str, Any] = {"own": family.sets[0], "methods": list(family.methods), "m": counts, "weight": {}}
-        for name in context.progress(family.sets, family.flow):
-            stem = f"{family.flow}/{name}"
-            scores = context.part(f"{stem}/scores", partial(_score, settings, context, models, truth[name]))
-            found[name] = {"m": [m for m in counts if m == middle or name in family.everywhere]}
-            found[name]["scores"] = scores.metrics
-            arrays |= {f"{stem}/{key}": value for key, value in scores.arrays.items()}
-        solved: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in family.sets}
-        for m in context.progress(counts, family.flow):
-            some = {name: truth[name][: settings.images] for name in family.sets if m in found[name]["m"]}
-            if not some:
-                continue
-            problem, stem = _problem(shape, m, context.seed), f"{family.flow}/m={m}"
-            choose = partial(_choose_weights, settings, context, family.sets[0], problem)
-            found["weight"][f"m={m}"] = weight = context.part(f"{stem}/weights", choose).metrics
-            solvers: dict[str, Solver] = {"glow": partial(_search, settings, models["glow"])}
-            solvers |= {kind: partial(_project, settings, models[kind]) for kind in list(models)[1:]}
-            solvers |= {
-                method: partial(classical, weight=weight[method], max_iterations=settings.iterations)
-                for method, classical in CLASSICAL.items()
-            }
-            if family.grey:
-                solvers["grey"] = partial(_search, settings, models["glow"], grey=True)
-            parts = {}
-            for method, solver in solvers.items():
-                solve = partial(_solve, settings, context, models, problem, some, method, solver)
-                parts[method] = context.part(f"{stem}/{method}", solve)
-            for k, name in enumerate(some):
-                found[name][f"m={m}"] = {
-                    key: {method: part.metrics[name][key] for method, part in parts.items()}
-                    for key in ("mean psnr", "reasons")
-                }
-                solved[name].append(_gather(parts, family.methods, k))
-        for name, runs in solved.items():
-            # psnr and residual: [m, methods, images]; x: [m, methods, C, H, W] of the image shown
-            arrays |= {f"{family.flow}/{name}/{key}": np.stack([run[key] for run in runs]) for key in runs[0]}
-        at = {name: found[name]["m"].index(middle) for name in family.sets}
-        found["auroc"] = {name: _detection(arrays, family, name, at, n) for name in family.sets[1:]}
-        metrics["families"][family.flow] = found
+        counts = counts if family.everywhere else [middle]
+        scores = gather(context.map(_score, [(family.flow, name) for name in family.sets], "scores"), set=family.sets)
+        choices = context.map(_choose, [(family.flow, m) for m in counts], "weights")
+        weights = {m: choice.metrics for m, choice in zip(counts, choices, strict=True)}
+        grid = [(m, name, method) for m in counts for name in family.sets for method in family.methods]
+        measured = {(m, name) for m in counts for name in family.sets[: None if m == middle else family.everywhere]}
+        searches = [
+            Search(family.flow, *point, weights[point[0]].get(point[2], 0.0)) for point in grid if point[:2] in measured
+        ]
+        solved = [outcome.named for outcome in context.map(_solve, searches, "searches")]
+        nothing = {"f": np.nan, "i": 0, "u": 0}
+        blank = {
+            key: Named(np.full_like(array.values, nothing[array.values.dtype.kind]), array.axes)
+            for key, array in solved[0].items()
+        }
+        found = {(search.m, search.set, search.method): each for search, each in zip(searches, solved, strict=True)}
+        stacked = collect([found.get(point, blank) for point in grid], m=counts, set=family.sets, method=family.methods)
+        arrays |= {f"{family.flow} {key}": array for key, array in (scores | stacked).items()}
+        at = {key: array.values[counts.index(middle), :, 0] for key, array in stacked.items()}  # of the flow, by set
+        plain = {key: array.values for key, array in scores.items()}
+        metrics[family.flow] = {
+            "weight": {f"m={m}": weight for m, weight in weights.items()},
+            "median bits": dict(zip(family.sets, np.median(plain["bits"], 1).round(3).tolist(), strict=True)),
+            "auroc": _detection(family.sets, n, plain, at),
+        }
     return metrics, arrays
 
 
-def image_set(name: str, number: int, shape: tuple[int, ...], split: str = "test") -> Tensor:
-    """Images [number, *shape] of a set, 8-bit values in [0, 1], the same on every call; the first do not depend on how
-    many follow.
-
-    "satellite" is EuroSAT; "textures" are scikit-image's brick, grass and gravel, tinted; "text" and "letters" are set
-    in DejaVu, letters as MNIST is: in a box of 20 pixels about the centre. "checkerboards" have squares of 1, 2, 4 and
-    8 pixels in two colours. `split` matters for data sets only, which need their files. Greyscale shapes take the mean
-    over channels and the centre of photographs. ValueError for an unknown name or too many images of a data set.
-    """
-    _support.one_of("name", name, (*DATA_SETS, *RENDERED))
-    _support.count("number", number)
-    channels, height, width = shape
-    draws = _support.generator(0)
-    if name in DATA_SETS:
-        x = _from_data(name, number, split, height)
-    elif name == "textures":
-        x = torch.cat([_texture(k, height) for k in range(number)])
-    elif name == "text":
-        x = torch.stack([_text(k, height, width) for k in range(number)])
-    elif name == "letters":
-        x = torch.stack([_letter(k, height, width) for k in range(number)])
-    elif name == "constant":
-        x = torch.rand(number, channels, 1, 1, generator=draws).expand(-1, -1, height, width)
-    elif name == "noise":
-        x = torch.rand(number, channels, height, width, generator=draws)
-    else:
-        x = torch.stack([_checkerboard(k, channels, height, width, draws) for k in range(number)])
-    if x.shape[1] != channels:
-        x = x.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-    top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
-    return (x[:, :, top : top + height, left : left + width].clamp(0, 1) * 255).round() / 255
-
-
-def _from_data(name: str, number: int, split: str, side: int) -> Tensor:
-    images = data.load(DATA_SETS[name], split=split, size=side if "mnist" in name or side == 64 else 32)
-    if number > len(images):
-        raise ValueError(f"number: got {number}; allowed: at most {len(images)}, the {split} images of {name}")
-    # EuroSAT and flowers come class by class
-    if name in ("satellite", "flowers"):
-        return images[torch.randperm(len(images), generator=_support.generator(0))[:number]]
-    return images[:number]
-
-
-def _texture(k: int, side: int) -> Tensor:
-    """Window k of the three textures in turn, shrunk by 2, [1, 3, side, side]."""
-    name = list(TINTS)[k % 3]
-    picture = torch.from_numpy(getattr(skimage_data, name)()).float() / 255
-    windows = picture.unfold(0, 2 * side, 2 * side).unfold(1, 2 * side, 2 * side).flatten(0, 1)
-    window = torch.nn.functional.avg_pool2d(windows[(k // 3 * 29) % len(windows)][None, None], 2)
-    return window * torch.tensor(TINTS[name]).view(1, 3, 1, 1)
-
-
-def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf", size)
-
-
-def _text(k: int, height: int, width: int) -> Tensor:
-    """A page of small words: ink and paper are dark and light in turn, and tinted, [3, height, width]."""
-    draws = _support.generator(k)
-    dark, light = 0.25 * torch.rand(3, generator=draws), 1 - 0.25 * torch.rand(3, generator=draws)
-    size = (8, 10, 13)[k % 3]
-    page = Image.new("L", (width, height))
-    pen, font = ImageDraw.Draw(page), _font(FACES[k % len(FACES)], size)
-    for row in range(height // size + 1):
-        pen.text((1 - k % 3, row * (size + 1)), WORDS[(7 * k + 11 * row) % 60 :], fill=255, font=font)
-    strokes = torch.from_numpy(np.array(page)).float() / 255
-    ink, paper = (dark, light) if k % 2 == 0 else (light, dark)
-    return paper.view(3, 1, 1) + strokes * (ink - paper).view(3, 1, 1)
-
-
-def _letter(k: int, height: int, width: int) -> Tensor:
-    """White letter on black, scaled into a box of 20 pixels and centred, [1, height, width]."""
-    letter = string.ascii_letters[(k * 11) % 52]
-    canvas = Image.new("L", (200, 200))
-    ImageDraw.Draw(canvas).text((40, 40), letter, fill=255, font=_font(FACES[k % len(FACES)], 96))
-    drawing = canvas.crop(canvas.getbbox())
-    scale = 20 / max(drawing.size)
-    small = drawing.resize([max(1, round(side * scale)) for side in drawing.size], Image.Resampling.BOX)
-    page = Image.new("L", (width, height))
-    page.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
-    return torch.from_numpy(np.array(page)).float()[None] / 255
-
-
-def _checkerboard(k: int, channels: int, height: int, width: int, draws: torch.Generator) -> Tensor:
-    period = (1, 2, 4, 8)[k % 4]
-    colours = torch.rand(2, channels, generator=draws)
-    odd = (torch.arange(height)[:, None] // period + torch.arange(width) // period) % 2
-    return colours[odd].permute(2, 0, 1)
-
-
-def _problem(shape: tuple[int, ...], m: int, seed: int) -> measure.Problem:
-    return measure.Problem(measure.Gaussian(shape, m, 1000 * seed), measure.GaussianNoise.of_norm(0.1, m))
-
-
-def _choose_weights(settings: Settings, context: Context, own: str, problem: measure.Problem) -> tuple[dict, dict]:
+def _choose(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict[str, Any], dict[str, Named]]:
     """The weights with the best mean PSNR on a flow's own validation images; other sets have to live with them."""
-    x = image_set(own, settings.tuned_on, problem.operator.shape, "validation").to(context.device)
-    y = problem.observe(x, 1000 * context.seed + 900)
+    family, m = settings.family(item[0]), item[1]
+    shape = shared.prior(part, family.flow).shape
+    truth = image_set(family.sets[0], settings.tuned_on, shape, "validation").to(part.device)
+    problem, y = shared.compressed(part, truth, m, "validation")
     best = {}
-    for method, solve in CLASSICAL.items():
-        scores = {}
-        for weight in settings.weights:
-            estimate = solve(problem.operator, y, weight=weight, max_iterations=settings.iterations)
-            scores[weight] = float(evaluate.psnr(estimate.x, x).mean())
-        best[method] = max(scores, key=lambda weight: scores[weight])
+    for method in CLASSICAL:
+        searches = [Search(family.flow, m, family.sets[0], method, weight) for weight in settings.weights]
+        solve = partial(_estimate, settings, part, problem.operator, y)
+        best[method] = settings.weights[shared.choose(part, searches, solve, truth)[0]]
     return best, {}
 
 
-def _solve(
-    settings: Settings,
-    context: Context,
-    models: dict[str, Any],
-    problem: measure.Problem,
-    some: dict[str, Tensor],
-    method: str,
-    solve: Solver,
-) -> tuple[dict, dict]:
-    """Estimates of one method from all sets at once, scored against the truth and against the measurements."""
-    operator, truth = problem.operator, torch.cat(list(some.values()))
-    y = torch.cat([problem.observe(x, 1000 * context.seed + 1) for x in some.values()])
-    seen = {"psnr": lambda x, z: evaluate.psnr(torch.nan_to_num(x), truth)}
-    searched = method in ("glow", "grey")
-    estimate = solve(operator, y, watch=seen) if searched else solve(operator, y)
-    psnr, sets = evaluate.psnr(estimate.x, truth), (len(some), settings.images)
-    with torch.no_grad():
-        residual = (operator(estimate.x) - y).flatten(1).norm(dim=1)
-    arrays = {
-        "psnr": psnr.double().cpu().numpy().reshape(sets),
-        "residual": residual.double().cpu().numpy().reshape(sets),
-        "x": _bytes(estimate.x[settings.shown :: settings.images]),
+def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict[str, Any], dict[str, Named]]:
+    """One method on one set, scored against truth and measurements; NaN for what only a search by the flow has."""
+    flow = shared.prior(part, search.flow)
+    truth = image_set(search.set, settings.images, flow.shape).to(part.device)
+    problem, y = shared.compressed(part, truth, search.m)
+    points = settings.checkpoints
+    found = part.count(_estimate(settings, part, problem.operator, y, search, shared.watch_psnr(truth)))
+    norm = bits = torch.full((len(truth),), torch.nan)
+    paths = {key: torch.full((len(points), len(truth)), torch.nan) for key in ("psnr", "residual")}
+    if search.method in SEARCHES:
+        norm, log_prob = found.z.norm(dim=1), flow.log_prob_latent(found.z)
+        bits = flow.pixels.bits_per_dim(log_prob, flow.latent_dim)
+        paths = {"psnr": found.at("psnr", points), "residual": found.at("energy", points).clamp(min=0).sqrt()}
+    ended = sum(not reason.startswith("stopped after") for reason in found.reason)
+    return {}, {
+        "psnr": named(evaluate.psnr(found.x, truth).numpy(), image=len(truth)),
+        "residual": named(shared.numpy((problem.operator(found.x) - y).norm(dim=1).double()), image=len(truth)),
+        "ended": named(ended),  # of the images, by themselves
+        "estimate norm": named(shared.numpy(norm.double()), image=len(truth)),
+        "estimate bits": named(shared.numpy(bits.double()), image=len(truth)),
+        "recovered": shared.pictures(found.x[settings.shown]),
+        **{
+            f"{key} path": named(shared.numpy(path.float()), evaluation=points, image=len(truth))
+            for key, path in paths.items()
+        },
     }
-    if method not in CLASSICAL:
-        context.count_evaluations(int(estimate.evaluations.sum()))
-    if searched:
-        flow = models["glow"]
-        with torch.no_grad():
-            bits = flow.pixels.bits_per_dim(flow.log_prob_latent(estimate.z), flow.latent_dim)
-        arrays["estimate norm"] = estimate.z.norm(dim=1).double().cpu().numpy().reshape(sets)
-        arrays["estimate bits"] = bits.double().cpu().numpy().reshape(sets)
-        at = checkpoints(settings.budget)
-        spent = estimate.trace["evaluations"].cpu().numpy()
-        rows = [np.searchsorted(spent[:, k], at, side="right") - 1 for k in range(len(truth))]
-        path = {"psnr": estimate.trace["psnr"], "residual": estimate.trace["energy"].clamp(min=0).sqrt()}
-        for key, values in path.items():
-            each = np.stack([values.cpu().numpy()[row, k] for k, row in enumerate(rows)])
-            arrays[f"{key} path"] = each.reshape(*sets, len(at)).astype(np.float32)
-    each_reason = [estimate.reason[k : k + settings.images] for k in range(0, len(truth), settings.images)]
-    return {
-        name: {
-            "mean psnr": round(float(mean), 3),
-            "reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        }
-        for name, mean, reasons in zip(some, psnr.view(sets).mean(1), each_reason, strict=True)
-    }, arrays
 
 
-def checkpoints(budget: int) -> np.ndarray:
-    """Numbers of evaluations at which a search by the flow is looked at: from the start, 1, to the last."""
-    return np.unique(np.r_[np.geomspace(1, budget, 30).round().astype(int), budget // 4])
-
-
-def _search(
-    settings: Settings,
-    flow: priors.Flow,
-    operator: measure.Operator,
-    y: Tensor,
-    *,
-    grey: bool = False,
-    watch: dict[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
+def _estimate(
+    settings: Settings, part: Part, operator: Any, y: Tensor, search: Search, watch: Watch | None = None
 ) -> recover.Result:
-    """Asim et al. 2020, eq. 2, with γ = 0, from z = 0 or from the latent of a grey image."""
-    z0 = None
-    if grey:
-        with torch.no_grad():
-            z0 = flow.encode(torch.full((1, *flow.shape), 0.5).to(y)).expand(len(y), -1).clone()
+    """Asim et al. 2020, eq. 2, from z = 0 or a grey image's latent; Bora et al. 2017, eq. 4; γ = 0; TV, Lasso."""
+    method, budget = search.method, settings.budget
+    if method in CLASSICAL:
+        options: dict[str, Any] = {"weight": search.weight, "max_iterations": settings.iterations}
+        return recover.tv(operator, y, **options) if method == "tv" else recover.lasso(operator, y, "dct", **options)
+    if method not in SEARCHES:
+        prior = shared.prior(part, dict(settings.family(search.flow).generators)[method])
+        return shared.restarted(part, prior, operator, y, restarts=settings.restarts, budget=budget)
+    flow, z0 = shared.prior(part, search.flow), None
+    if method == "grey":
+        z0 = flow.encode(torch.full((1, *flow.shape), 0.5).to(y)).expand(len(y), -1).clone()
     # as many iterations as evaluations: only the budget stops a search that has not converged
-    return recover.flow_latent(
-        flow, operator, y, z0=z0, max_iterations=settings.budget, max_evaluations=settings.budget, watch=watch
-    )
+    return recover.flow_latent(flow, operator, y, z0=z0, max_iterations=budget, max_evaluations=budget, watch=watch)
 
 
-def _project(settings: Settings, model: Any, operator: measure.Operator, y: Tensor) -> recover.Result:
-    """Bora et al. 2017, eq. 4, with γ = 0 and all restarts together within the budget."""
-    each = settings.budget // settings.restarts
-    return recover.gan_latent(model, operator, y, restarts=settings.restarts, max_evaluations=each)
-
-
-def _score(settings: Settings, context: Context, models: dict[str, Any], truth: Tensor) -> tuple[dict, dict]:
+@torch.no_grad()
+def _score(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict[str, Any], dict[str, Named]]:
     """Density and latent length of dequantised images, length of the plain ones, round trip; generators' nearest."""
-    flow = models["glow"]
-    with torch.no_grad():
-        noisy = flow.pixels.dequantise(truth, context.seed)
-        z, log_det = flow.encode_with_log_det(noisy)
-        log_density = -0.5 * (z.square().sum(1) + flow.latent_dim * np.log(2 * np.pi)) + log_det
-        plain = flow.encode(truth)
-        error = (flow.decode(plain) - truth).flatten(1).abs().amax(1)
-    arrays = {
-        "bits": flow.pixels.bits_per_dim(log_density, flow.latent_dim).double().cpu().numpy(),
-        "norm": z.norm(dim=1).double().cpu().numpy(),
-        "plain norm": plain.norm(dim=1).double().cpu().numpy(),
-        "round trip": error.double().cpu().numpy(),
-        "truth": _bytes(truth[settings.shown]),
+    family, name = settings.family(item[0]), item[1]
+    flow, number = shared.prior(part, family.flow), max(settings.scored, settings.images)
+    truth = image_set(name, number, flow.shape).to(part.device)
+    z, log_det = flow.encode_with_log_det(flow.pixels.dequantise(truth, part.seed))
+    log_density = -0.5 * (z.square().sum(1) + flow.latent_dim * np.log(2 * np.pi)) + log_det
+    plain = flow.encode(truth)
+    scores = {
+        "bits": flow.pixels.bits_per_dim(log_density, flow.latent_dim),
+        "norm": z.norm(dim=1),
+        "plain norm": plain.norm(dim=1),
+        "round trip": (flow.decode(plain) - truth).flatten(1).abs().amax(1),
     }
-    some, identity = truth[: settings.images], measure.Identity(flow.shape)
-    for method, model in list(models.items())[1:]:
-        nearest = _project(settings, model, identity, some)
-        context.count_evaluations(int(nearest.evaluations.sum()))
-        arrays[f"nearest/{method}"] = evaluate.psnr(nearest.x, some).numpy()
-    kept = ("bits", "norm", "plain norm", *(key for key in arrays if key.startswith("nearest/")))
-    medians = {f"median {key}": round(float(np.median(arrays[key])), 3) for key in kept}
-    return medians | {"share that comes back": round(float((arrays["round trip"] < 1e-3).mean()), 3)}, arrays
-
-
-def _gather(parts: dict[str, Any], methods: tuple[str, ...], k: int) -> dict[str, np.ndarray]:
-    """Arrays of set k at one m: those that all methods have, stacked, and those of the flow's search."""
-    arrays = {key: np.stack([parts[method].arrays[key][k] for method in methods]) for key in ("psnr", "residual", "x")}
-    arrays |= {key: value[k] for key, value in parts["glow"].arrays.items() if key not in arrays}
-    if "grey" in parts:
-        arrays |= {f"grey/{key}": value[k] for key, value in parts["grey"].arrays.items()}
-    return arrays
+    arrays = {key: named(shared.numpy(score.double()), image=number) for key, score in scores.items()}
+    arrays["truth"] = shared.pictures(truth[settings.shown])
+    if family.generators:
+        some, identity = truth[: settings.images], measure.Identity(flow.shape)
+        with torch.enable_grad():
+            searches = [Search(family.flow, flow.latent_dim, name, kind, 0.0) for kind, _ in family.generators]
+            found = [part.count(_estimate(settings, part, identity, some, search)) for search in searches]
+        nearest = torch.stack([evaluate.psnr(result.x, some) for result in found])
+        arrays["nearest psnr"] = named(nearest.numpy(), method=dict(family.generators), image=len(some))
+    return {}, arrays
 
 
 def _detection(
-    arrays: dict[str, np.ndarray], family: Family, name: str, at: dict[str, int], n: int
-) -> dict[str, float]:
-    """Area under the ROC curve of scores that are meant to be larger for `name` than for the flow's own images."""
-    scores: dict[str, Callable[[str], np.ndarray]] = {
-        "bits": lambda key: arrays[f"{family.flow}/{key}/bits"],
-        "norm": lambda key: arrays[f"{family.flow}/{key}/norm"],
-        "distance of norm": lambda key: np.abs(arrays[f"{family.flow}/{key}/norm"] - np.sqrt(n)),
-        "estimate norm": lambda key: arrays[f"{family.flow}/{key}/estimate norm"][at[key]],
-        "estimate bits": lambda key: arrays[f"{family.flow}/{key}/estimate bits"][at[key]],
-        "residual": lambda key: arrays[f"{family.flow}/{key}/residual"][at[key], 0],
+    sets: tuple[str, ...], n: int, scores: dict[str, np.ndarray], solved: dict[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Area under the ROC curve of scores that are meant to be larger for a set than for the flow's own images."""
+    found = {"bits": scores["bits"], "norm": scores["norm"], "distance of norm": np.abs(scores["norm"] - np.sqrt(n))}
+    found |= {key: solved[key] for key in ("estimate norm", "estimate bits", "residual")}
+    return {
+        name: {key: round(auroc(values[0], values[k]), 3) for key, values in found.items()}
+        for k, name in enumerate(sets)
+        if k
     }
-    return {key: round(auroc(score(family.sets[0]), score(name)), 3) for key, score in scores.items()}
 
 
 def auroc(own: np.ndarray, other: np.ndarray) -> float:
     """Chance that a score drawn from `other` is above one drawn from `own`, ties counted half (Mann-Whitney U)."""
     difference = np.asarray(other)[:, None] - np.asarray(own)
     return float(((difference > 0) + 0.5 * (difference == 0)).mean())
-
-
-def _bytes(x: Tensor) -> np.ndarray:
-    return (x.clamp(0, 1) * 255).round().byte().cpu().numpy()
