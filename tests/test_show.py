@@ -15,7 +15,6 @@ from scipy import optimize, stats
 
 from companion import show
 from companion.show import player as player_module
-from companion.show.player import player
 from companion.show.plots import mean_and_half, spread_out
 from companion.show.theme import GROUND, INK
 
@@ -488,21 +487,23 @@ def test_table_shows_means_with_intervals(notebook):
 def test_explore_refuses_what_does_not_fit(change, says):
     given = {"frames": lambda m: line(level=m), "values": [1, 2], "label": "m", "alts": ["one", "two"], **change}
     with pytest.raises(ValueError, match=says):
-        player(given.pop("frames"), given.pop("values"), **given)
+        show.explore(given.pop("frames"), given.pop("values"), **given)
 
 
-def test_ten_frames_of_images_stay_well_below_a_megabyte():
+def test_ten_frames_of_images_stay_well_below_a_megabyte(monkeypatch):
     rng = np.random.default_rng(0)
 
     def draw(_):
         noise = rng.uniform(size=(3, 32, 32))
         return show.images([[noise] * 4] * 2, ["Truth", "Glow", "Lasso-DCT", "VAE"])
 
-    made = player(draw, range(10), label="m", alts=lambda i: f"frame {i}")
-    assert len(made.html) < 500_000
+    shown = []
+    monkeypatch.setattr(player_module, "emit", shown.append)
+    show.explore(draw, range(10), label="m", alts=lambda i: f"frame {i}")
+    assert len(shown[0]["text/html"]) < 500_000
 
 
 def test_player_that_is_too_large_for_a_notebook_is_refused(monkeypatch):
     monkeypatch.setattr(player_module, "LIMIT", 10_000)
     with pytest.raises(ValueError, match=r"frames: got 2 frames of 0\.0 MB in all; allowed: 0 MB: fewer values"):
-        player([line(), line(level=2)], [1, 2], label="m", alts=["one", "two"])
+        show.explore([line(), line(level=2)], [1, 2], label="m", alts=["one", "two"])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from companion import show
-from companion.show.player import player
+from companion.show import player
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -29,16 +29,15 @@ def draw(value):
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
-    players = [
-        player(draw, VALUES, label=label, alts=lambda value, label=label: f"{label} at {value}", caption="Frames.")
-        for label in LABELS
-    ]
+    players = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(player, "emit", lambda bundle: players.append(bundle["text/html"]))
+        for label in LABELS:
+            show.explore(draw, VALUES, label=label, alts=lambda value, of=label: f"{of} at {value}", caption="Frames.")
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     dark = "<style>@media (prefers-color-scheme: dark){body{background:#121212;color:#eee}}</style>"
     path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(
-        f"{head}<title>Players</title>{dark}<body>{''.join(made.html for made in players)}", encoding="utf-8"
-    )
+    path.write_text(f"{head}<title>Players</title>{dark}<body>{''.join(players)}", encoding="utf-8")
     return path
 
 

@@ -7,7 +7,7 @@ by :func:`series`), or its own code inside :func:`style`, and puts the figure on
 
 from companion.show.output import display, image_bytes
 from companion.show.pictures import images, pictures
-from companion.show.player import Player, explore
+from companion.show.player import explore
 from companion.show.plots import caption, curves, series
 from companion.show.tables import table
 from companion.show.theme import COLOURS, LABELS, MARKERS, figure, style
@@ -16,7 +16,6 @@ __all__ = [
     "COLOURS",
     "LABELS",
     "MARKERS",
-    "Player",
     "caption",
     "curves",
     "display",

@@ -1,7 +1,6 @@
 """The slider that needs no kernel: frames drawn beforehand, one shown at a time, by HTML alone."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -40,84 +39,6 @@ document.querySelectorAll(".companion-explore:not([data-ready])").forEach(functi
 </script>"""
 
 
-@dataclass(frozen=True)
-class Player:
-    """Frames with a slider: one image, one value text and one alt text each.
-
-    Attributes
-    ----------
-    tags
-        An <img> for each frame.
-    texts
-        The value that each frame shows.
-    label
-        The quantity that the slider moves.
-    caption
-        Beneath the player.
-    start
-        Index of the first frame shown.
-    anchor
-        Name by which the page's text can link to it.
-    """
-
-    tags: tuple[str, ...]
-    texts: tuple[str, ...]
-    label: str
-    caption: str = ""
-    start: int = 0
-    anchor: str | None = None
-
-    @property
-    def html(self) -> str:
-        """The player as HTML that needs nothing besides itself: no kernel, no network."""
-        slider = (
-            f"<label hidden><span>{escape(self.label)}</span>"
-            f'<input type="range" min="0" max="{len(self.tags) - 1}" step="1" value="{self.start}" '
-            f'autocomplete="off" aria-valuetext="{escape(self.texts[self.start])}">'
-            '<span data-value aria-hidden="true"></span></label>'
-        )
-        body = f"{_STYLE}<div>{''.join(self.tags)}</div>{slider}"
-        return figure_html("explore", body, self.caption, self.anchor) + _SCRIPT
-
-
-def player(
-    frames: Callable[[Any], Figure] | Sequence[Figure],
-    values: Sequence[Any] | Mapping[str, Any],
-    *,
-    label: str,
-    alts: Callable[[Any], str] | Sequence[str],
-    caption: str = "",
-    start: int = 0,
-    anchor: str | None = None,
-) -> Player:
-    """Return the Player that :func:`explore` shows; the arguments and errors are the same."""
-    named = dict(values) if isinstance(values, Mapping) else {_shown(value): value for value in values}
-    if len(named) < 2 or len(named) != len(values):
-        raise ValueError(f"values: got {list(values)!r}; allowed: at least two, all different")
-    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < len(named):
-        raise ValueError(f"start: got {start!r}; allowed: 0 to {len(named) - 1}")
-    figures = list(map(frames, named.values())) if callable(frames) else list(frames)
-    given = list(map(alts, named.values())) if callable(alts) else list(alts)
-    texts = [text(f"alts[{index}]", alt) for index, alt in enumerate(given)]
-    label = text("label", label)
-    for name, number in (("frames", len(figures)), ("alts", len(texts))):
-        if number != len(named):
-            raise ValueError(f"{name}: got {number}; allowed: {len(named)}, one for each value")
-    if len(set(texts)) < len(texts):
-        raise ValueError("alts: got the same text twice; allowed: one for each frame, that says what it shows")
-    tags = []
-    for shown, fig, alt in zip(named, figures, texts, strict=True):
-        tags.append(image_tag(fig, alt, f' data-text="{escape(shown)}"'))
-        size = tuple(fig.get_size_inches())
-        if size != tuple(figures[0].get_size_inches()):
-            raise ValueError(f"frames: got sizes {size} and others, in inches; allowed: one size for all")
-    made = Player(tuple(tags), tuple(named), label, caption, start, anchor)
-    if len(made.html) > LIMIT:
-        total = f"{len(tags)} frames of {len(made.html) / 1e6:.1f} MB in all"
-        raise ValueError(f"frames: got {total}; allowed: {LIMIT / 1e6:.0f} MB: fewer values or smaller figures")
-    return made
-
-
 def explore(
     frames: Callable[[Any], Figure] | Sequence[Figure],
     values: Sequence[Any] | Mapping[str, Any],
@@ -151,9 +72,38 @@ def explore(
     Raises ValueError for fewer than two values, for frames or alts that do not match them, for blank or equal alt
     texts, or for more than 1 MB in all.
     """
-    made = player(frames, values, label=label, alts=alts, caption=caption, start=start, anchor=anchor)
+    named = dict(values) if isinstance(values, Mapping) else {_shown(value): value for value in values}
+    if len(named) < 2 or len(named) != len(values):
+        raise ValueError(f"values: got {list(values)!r}; allowed: at least two, all different")
+    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < len(named):
+        raise ValueError(f"start: got {start!r}; allowed: 0 to {len(named) - 1}")
+    figures = list(map(frames, named.values())) if callable(frames) else list(frames)
+    given = list(map(alts, named.values())) if callable(alts) else list(alts)
+    texts = [text(f"alts[{index}]", alt) for index, alt in enumerate(given)]
+    label = text("label", label)
+    for name, number in (("frames", len(figures)), ("alts", len(texts))):
+        if number != len(named):
+            raise ValueError(f"{name}: got {number}; allowed: {len(named)}, one for each value")
+    if len(set(texts)) < len(texts):
+        raise ValueError("alts: got the same text twice; allowed: one for each frame, that says what it shows")
+    tags = []
+    for shown, fig, alt in zip(named, figures, texts, strict=True):
+        tags.append(image_tag(fig, alt, f' data-text="{escape(shown)}"'))
+        size = tuple(fig.get_size_inches())
+        if size != tuple(figures[0].get_size_inches()):
+            raise ValueError(f"frames: got sizes {size} and others, in inches; allowed: one size for all")
+    slider = (
+        f"<label hidden><span>{escape(label)}</span>"
+        f'<input type="range" min="0" max="{len(tags) - 1}" step="1" value="{start}" '
+        f'autocomplete="off" aria-valuetext="{escape(list(named)[start])}">'
+        '<span data-value aria-hidden="true"></span></label>'
+    )
+    html = figure_html("explore", f"{_STYLE}<div>{''.join(tags)}</div>{slider}", caption, anchor) + _SCRIPT
+    if len(html) > LIMIT:
+        total = f"{len(tags)} frames of {len(html) / 1e6:.1f} MB in all"
+        raise ValueError(f"frames: got {total}; allowed: {LIMIT / 1e6:.0f} MB: fewer values or smaller figures")
     # No widget beside it: JupyterLab prefers one, and has no model for that of a notebook that was stored.
-    emit({"text/html": made.html, "text/plain": f"Slider over {made.label}: {', '.join(made.texts)}"})
+    emit({"text/html": html, "text/plain": f"Slider over {label}: {', '.join(named)}"})
 
 
 def _shown(value: object) -> str:

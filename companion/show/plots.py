@@ -66,33 +66,20 @@ def series(
 
 
 def mean_and_half(name: str, values: Any, length: int) -> tuple[np.ndarray, np.ndarray | None, int | None]:
-    """Return mean, half-width of the bar, and number of observations of one curve.
+    """Return mean, half-width of the bar, and number of observations of the curve `name`.
 
-    Parameters
-    ----------
-    name
-        Of the curve, for the error.
-    values
-        Array [observations, length], whose bar is the 95 % interval of the mean (Student's t); or a pair
-        (mean [length], half-width [length]), which is passed through; or mean [length] alone.
-    length
-        Number of points.
-
-    Raises ValueError for another shape, or for fewer than two observations.
+    `values`: [observations, length], whose bar is the 95 % interval of the mean; a pair (mean [length], half-width
+    [length]), passed through; or mean [length] alone. ValueError for other shapes.
     """
-    if isinstance(values, tuple):
-        pair = [np.asarray(part, dtype=np.float64) for part in values[:2]]
-        if [part.shape for part in pair] != [(length,)] * 2:
-            shapes = [part.shape for part in pair]
-            raise ValueError(f"methods[{name!r}]: got shapes {shapes}; allowed: (mean, half-width) of {length} points")
-        return pair[0], pair[1], None
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape == (length,):
-        return array, None, None
-    if array.ndim != 2 or array.shape[1] != length or array.shape[0] < 2:
+    pair = [np.asarray(part, dtype=np.float64) for part in (values[:2] if isinstance(values, tuple) else [values])]
+    shapes = [part.shape for part in pair]
+    if shapes in ([(length,)], [(length,)] * 2):
+        return pair[0], pair[1] if len(pair) == 2 else None, None
+    if len(pair) > 1 or len(shapes[0]) != 2 or shapes[0][1] != length or shapes[0][0] < 2:
         allowed = f"[observations (2 or more), {length}], (mean, half-width) or [{length}]"
-        raise ValueError(f"methods[{name!r}]: got shape {array.shape}; allowed: {allowed}")
-    found = evaluate.interval(array)
+        given = f"shape {shapes[0]}" if len(pair) == 1 else f"shapes {shapes}"
+        raise ValueError(f"methods[{name!r}]: got {given}; allowed: {allowed}")
+    found = evaluate.interval(pair[0])
     return found.mean.numpy(), found.half.numpy(), found.groups
 
 

@@ -15,57 +15,26 @@ DPI = 160  # pixels an inch in the file, which a page shows at 100, sharp on den
 
 # Chosen by search: contrast with the ground at least 4.5:1, because labels are written in them, and any two at least 15
 # apart (CIE 1976) for full colour vision and for protanopia, deuteranopia and tritanopia (Machado et al. 2009).
-COLOURS = {
-    "flow": "#043D95",
-    "glow": "#043D95",
-    "realnvp": "#276CF7",
-    "vae": "#18845D",
-    "gan": "#E12609",
-    "gaussian": "#991A77",
-    "pca": "#41005D",
-    "lasso-dct": "#AA6238",
-    "lasso-wavelet": "#C318C4",
-    "tv": "#004600",
-    "bm3d": "#794935",
-    "pseudo-inverse": "#545454",
-    "none": "#545454",
-    "noisy": "#6174A2",
-    "truth": "#111111",
+_LOOKS = {  # colour, label and marker of each method
+    "flow": ("#043D95", "Flow", "o"),
+    "glow": ("#043D95", "Glow", "o"),
+    "realnvp": ("#276CF7", "RealNVP", "P"),
+    "vae": ("#18845D", "VAE", "^"),
+    "gan": ("#E12609", "GAN", "v"),
+    "gaussian": ("#991A77", "Gaussian", "p"),
+    "pca": ("#41005D", "PCA", "h"),
+    "lasso-dct": ("#AA6238", "Lasso-DCT", "s"),
+    "lasso-wavelet": ("#C318C4", "Lasso-wavelet", "D"),
+    "tv": ("#004600", "TV", "<"),
+    "bm3d": ("#794935", "BM3D", "X"),
+    "pseudo-inverse": ("#545454", "Pseudo-inverse", "."),
+    "none": ("#545454", "No prior", "."),
+    "noisy": ("#6174A2", "Noisy", "."),
+    "truth": ("#111111", "Truth", "*"),
 }
-LABELS = {
-    "flow": "Flow",
-    "glow": "Glow",
-    "realnvp": "RealNVP",
-    "vae": "VAE",
-    "gan": "GAN",
-    "gaussian": "Gaussian",
-    "pca": "PCA",
-    "lasso-dct": "Lasso-DCT",
-    "lasso-wavelet": "Lasso-wavelet",
-    "tv": "TV",
-    "bm3d": "BM3D",
-    "pseudo-inverse": "Pseudo-inverse",
-    "none": "No prior",
-    "noisy": "Noisy",
-    "truth": "Truth",
-}
-MARKERS = {
-    "flow": "o",
-    "glow": "o",
-    "realnvp": "P",
-    "vae": "^",
-    "gan": "v",
-    "gaussian": "p",
-    "pca": "h",
-    "lasso-dct": "s",
-    "lasso-wavelet": "D",
-    "tv": "<",
-    "bm3d": "X",
-    "pseudo-inverse": ".",
-    "none": ".",
-    "noisy": ".",
-    "truth": "*",
-}
+COLOURS = {name: colour for name, (colour, _, _) in _LOOKS.items()}
+LABELS = {name: label for name, (_, label, _) in _LOOKS.items()}
+MARKERS = {name: marker for name, (_, _, marker) in _LOOKS.items()}
 
 _RC: Any = {  # matplotlib types its keys as a list of literals
     "axes.edgecolor": INK,

@@ -1,6 +1,6 @@
 """Criteria: what a training minimises, and the score by which validation judges it."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable
 from typing import Any
 
@@ -37,13 +37,20 @@ class Criterion(ABC):
         """
         return (batch,)
 
-    @abstractmethod
-    def losses(self, model: Prior, *inputs: Tensor) -> list[Callable[[], Tensor]]:
-        """For each optimiser, in turn, a function that returns its loss, a mean over the rows of `inputs`."""
+    def surprise(self, model: Any, *inputs: Tensor) -> Tensor:
+        """What one player minimises the mean of, in `unit`: −log p(x), or a bound of it, for each row; [batch]."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def score(self, model: Prior, images: Tensor) -> float:
+    def losses(self, model: Any, *inputs: Tensor) -> list[Callable[[], Tensor]]:
+        """For each optimiser, in turn, a function that returns its loss, a mean over the rows of `inputs`."""
+        return [lambda: self.surprise(model, *inputs).mean()]
+
+    @torch.no_grad()
+    def score(self, model: Any, images: Tensor) -> float:
         """Score of held-out images, in `unit`."""
+        draw = _support.generator(0, "validation")  # the same noise at every validation
+        parts = [self.surprise(model, *self.inputs(model, part, draw)) for part in images.split(250)]
+        return float(torch.cat(parts).mean())
 
 
 class PointLikelihood(Criterion):
@@ -55,18 +62,8 @@ class PointLikelihood(Criterion):
         if not bool(model.initialised):
             model.initialise(*self.inputs(model, batch, draw))
 
-    def surprise(self, model: Any, x: Tensor) -> Tensor:
-        """−log p(x) of each row in `unit`, [batch]."""
-        return -model.log_prob(x)
-
-    def losses(self, model: Any, *inputs: Tensor) -> list[Callable[[], Tensor]]:
-        return [lambda: self.surprise(model, *inputs).mean()]
-
-    @torch.no_grad()
-    def score(self, model: Any, images: Tensor) -> float:
-        draw = _support.generator(0, "validation")  # the same noise at every validation
-        parts = [self.surprise(model, *self.inputs(model, part, draw)) for part in images.split(250)]
-        return float(torch.cat(parts).mean())
+    def surprise(self, model: Any, *inputs: Tensor) -> Tensor:
+        return -model.log_prob(*inputs)
 
 
 class Likelihood(PointLikelihood):
@@ -77,15 +74,15 @@ class Likelihood(PointLikelihood):
     def inputs(self, model: Any, batch: Tensor, draw: torch.Generator) -> tuple[Tensor, ...]:
         return (model.pixels.dequantise(batch, draw),)
 
-    def surprise(self, model: Any, x: Tensor) -> Tensor:
-        return model.pixels.bits_per_dim(model.log_prob(x), model.latent_dim)
+    def surprise(self, model: Any, *inputs: Tensor) -> Tensor:
+        return model.pixels.bits_per_dim(model.log_prob(*inputs), model.latent_dim)
 
 
 class SmoothedLikelihood(Likelihood):
     """Maximum likelihood of dequantised images plus Gaussian noise of standard deviation `std`.
 
     The density of bare drawings has spikes where pixels are exactly black: its mode is no image, and no sampler moves
-    in it. The density of noisy ones is smooth, so that MAP and sampling work with it. Needs ``pixels="uniform"``.
+    in it. That of noisy ones is smooth. Needs ``pixels="uniform"``.
     """
 
     def __init__(self, std: float = 0.1) -> None:
@@ -112,9 +109,10 @@ class WeightNormLikelihood(Likelihood):
 
     def optimisers(self, model: Prior, schedule: Schedule) -> list[torch.optim.Optimizer]:
         """Adam with the penalty on the scale factors alone."""
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        scales = [p for name, p in named if name.endswith(SCALE_FACTOR)]
-        others = [p for name, p in named if not name.endswith(SCALE_FACTOR)]
+        scales: list[Tensor] = []
+        others: list[Tensor] = []
+        for name, p in model.named_parameters():
+            (scales if name.endswith(SCALE_FACTOR) else others).append(p)
         groups: list[dict[str, Any]] = [{"params": others}, {"params": scales, "weight_decay": self.decay}]
         return [torch.optim.Adam([g for g in groups if g["params"]], schedule.learning_rate)]
 
@@ -132,24 +130,16 @@ class Elbo(Criterion):
             batch = model.pixels.dequantise(batch, draw)
         return batch, _support.normal((len(batch), model.latent_dim), draw, batch)
 
-    def losses(self, model: Any, *inputs: Tensor) -> list[Callable[[], Tensor]]:
-        return [lambda: -model.elbo_with(*inputs).mean()]
-
-    @torch.no_grad()
-    def score(self, model: Any, images: Tensor) -> float:
-        draw = _support.generator(0, "validation")
-        parts = [-model.elbo_with(*self.inputs(model, part, draw)) for part in images.split(250)]
-        return float(torch.cat(parts).mean())
+    def surprise(self, model: Any, *inputs: Tensor) -> Tensor:
+        return -model.elbo_with(*inputs)
 
 
 class Adversarial(Criterion):
     """The two-player game of a GAN with the non-saturating loss (Goodfellow et al. 2014, sec. 3; Radford et al. 2016).
 
-    The discriminator moves first, then the generator, both by Adam with β₁ = 0.5. The score is a distance of pictures,
-    not of likelihoods (a GAN has none): :func:`sliced_wasserstein` between held-out images and as many samples. It
-    tells collapse from progress, but is too blunt to stop the training by: leave `patience` at None.
-
-    Where several processes share a batch, each normalises by its own rows, so their number changes the result a little.
+    The discriminator moves first, then the generator, both by Adam with β₁ = 0.5. The score,
+    :func:`sliced_wasserstein` between held-out images and as many samples, tells collapse from progress, but is too
+    blunt to stop the training by. Several processes normalise by their own rows, which changes the result a little.
     """
 
     unit = "sliced Wasserstein"

@@ -53,23 +53,16 @@ def own_rows(total: int) -> slice:
     return slice(total * rank() // world(), total * (rank() + 1) // world())
 
 
-class _Players(nn.Module):
-    """Calls a loss of `model` as a forward pass, through which alone DistributedDataParallel acts."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+class _Players(nn.ModuleList):
+    """Calls a loss of its models as a forward pass, through which alone DistributedDataParallel acts."""
 
     def forward(self, loss_of: Callable[[], Tensor]) -> Tensor:
         return loss_of()
 
 
 def players(model: nn.Module, number: int) -> nn.Module:
-    """A function of a loss of `model`: in its backward pass, gradients become their means over the processes.
-
-    `number` is how many losses the model has; where there are two, neither depends on all parameters.
-    """
-    calls = _Players(model)
+    """A function of each of a model's losses: in its backward pass, gradients become their means over the processes."""
+    calls = _Players([model])
     if world() == 1:
         return calls
     # a 1×1 kernel lies in memory in two ways that are one: nothing to warn of
@@ -78,6 +71,7 @@ def players(model: nn.Module, number: int) -> nn.Module:
     with warnings.catch_warnings():
         # the argument that is to take its place is unknown to torch 2.11
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+        # of two losses, neither depends on all parameters
         return DistributedDataParallel(calls, find_unused_parameters=number > 1, broadcast_buffers=False)
 
 

@@ -1,7 +1,9 @@
 """How to train a prior, and what training did."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from companion import _support
@@ -52,14 +54,11 @@ class Schedule:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        plain: dict[str, Any] = {
-            name: _support.count(name, getattr(self, name), least=least)
-            for least, names in {1: _COUNTS, 0: ("warm_up", "seed")}.items()
-            for name in names
-        }
-        plain |= {name: _support.positive(name, getattr(self, name)) for name in ("learning_rate", "clip")}
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)  # Python's own numbers, which the file of a training can hold
+        checks: dict[str, Callable[..., Any]] = dict.fromkeys(_COUNTS, _support.count)
+        checks |= dict.fromkeys(("warm_up", "seed"), partial(_support.count, least=0))
+        checks |= dict.fromkeys(("learning_rate", "clip"), _support.positive)
+        for name, check in checks.items():  # Python's own numbers, which the file of a training can hold
+            object.__setattr__(self, name, check(name, getattr(self, name)))
         if isinstance(self.augment, str):
             raise ValueError(f"augment: got {self.augment!r}; allowed: a tuple of names, such as ('flip',)")
         for name in self.augment:

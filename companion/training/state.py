@@ -1,6 +1,5 @@
 """The state of a running training: one update, one validation, and the file from which a killed run continues."""
 
-import hashlib
 import json
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -23,8 +22,7 @@ from companion.training.schedule import LearningCurve, Schedule
 
 def as_pixels(images: Tensor, like: Tensor) -> Tensor:
     """Images in [0, 1] in the dtype and on the device of `like`, from uint8 or float."""
-    scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    return images.to(like.device, like.dtype) / scale
+    return images.to(like) / (255.0 if images.dtype == torch.uint8 else 1.0)
 
 
 class State:
@@ -35,7 +33,7 @@ class State:
         self.step = 0
         self.curve = LearningCurve()
         self.best_score, self.waited = math.inf, 0
-        self.data = _fingerprint(images)
+        self.data = _support.sha256(f"{images.dtype} {tuple(images.shape)}", images)  # a run goes on with these alone
         criterion.prepare(model, self._batch(images)[0], _support.generator(schedule.seed, "first batch"))
         distributed.copy_from_first(model.state_dict().values())
         self.optimisers = criterion.optimisers(model, schedule)
@@ -54,10 +52,8 @@ class State:
         # its mean over the processes is what DistributedDataParallel makes of the gradients
         share = distributed.world() * (rows.stop - rows.start) / self.schedule.batch_size
         inputs = [value[rows] for value in self.criterion.inputs(self.model, *self._batch(images))]
-        first = math.nan
-        for index, (optimiser, loss_of) in enumerate(
-            zip(self.optimisers, self.criterion.losses(self.model, *inputs), strict=True)
-        ):
+        losses = []
+        for optimiser, loss_of in zip(self.optimisers, self.criterion.losses(self.model, *inputs), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
             optimiser.zero_grad(set_to_none=True)
@@ -74,13 +70,13 @@ class State:
                     "lower the learning rate or the clip"
                 )
             optimiser.step()
-            first = float(loss) if index == 0 else first
+            losses.append(float(loss))
         # early steps count fully, so that the average forgets the initial weights
         keep = min(self.schedule.average, (1 + self.step) / (10 + self.step)) if self.schedule.average else 0.0
         with torch.no_grad():
             for name, p in self.model.named_parameters():
                 self.average[name].lerp_(p, 1 - keep)
-        return first
+        return losses[0]
 
     def _precision(self) -> AbstractContextManager[None]:
         if self.schedule.precision == "float32":
@@ -155,19 +151,13 @@ class State:
                     f"checkpoint: {path.name} was written with another {key}{_difference(about.get(key), mine)}; "
                     f"allowed: the same {key}, or another file"
                 )
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            part, _, rest = name.partition("/")
-            parts.setdefault(part, {})[rest] = value
+        parts = _parts(tensors)
         try:
             self.model.load_state_dict(parts["model"])
             self.average = {name: parts["average"][name].to(value) for name, value in self.average.items()}
             self.best = {k: v.to(self.model.like) for k, v in parts.get("best", {}).items()}
             for i, optimiser in enumerate(self.optimisers):
-                slots: dict[int, dict[str, Tensor]] = {}
-                for name, value in parts[f"optimiser{i}"].items():
-                    j, slot = name.split("/")
-                    slots.setdefault(int(j), {})[slot] = value
+                slots = {int(j): each for j, each in _parts(parts[f"optimiser{i}"]).items()}
                 optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
             progress = about["progress"]
             self.step, self.curve = progress["step"], LearningCurve(**progress["curve"])
@@ -179,28 +169,28 @@ class State:
             ) from None
 
 
+def _parts(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors named "part/rest" by their parts."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = value
+    return parts
+
+
 def averaged(source: str | Path) -> Prior:
     """The prior with the averaged weights that a checkpoint (a name or a file) or a running training's file holds.
 
-    From a file of a training that is still running, these are its averages so far: a prior to use, to save, or to
-    start another training from. Frozen, in evaluation mode, on the CPU; its ``card`` says from which step it is.
+    Frozen, in evaluation mode, on the CPU; of a training's file its ``card`` says from which step it is.
     """
     if Path(source).suffix != ".training":
         return load(source)
     path = Path(source)
     tensors, about = read_tensors(path)
-    weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
-    weights |= {name.removeprefix("average/"): value for name, value in tensors.items() if name.startswith("average/")}
-    prior = build(path, about, weights)
+    parts = _parts(tensors)
+    prior = build(path, about, parts.get("model", {}) | parts.get("average", {}))
     prior.card = {"step": about.get("progress", {}).get("step")}
     return prior.eval().requires_grad_(False)
-
-
-def _fingerprint(images: Tensor) -> str:
-    """Digest of the training images, so that a run goes on with the data it began with (about 1 s for 1 GB)."""
-    digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
-    digest.update(images.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _difference(stored: object, mine: object) -> str:

@@ -16,22 +16,21 @@ def quick(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("section", "monotone", "convex", "minima", "lowest"),
+    ("section", "monotone", "convex", "minima"),
     [
-        (AXIS**2, 1, 1, 1, True),
-        (-(AXIS**2), 0, 0, 0, False),
-        (np.sqrt(abs(AXIS)), 1, 1 / 19, 1, True),
-        (np.where(AXIS < 0, AXIS**2, -(AXIS**2)), 0.5, 9 / 19, 0, False),
-        (1 - np.cos(2 * np.pi * AXIS), 0, 9 / 19, 1, True),
-        ((AXIS**2 - 0.36) ** 2, 0, 12 / 19, 2, False),
+        (AXIS**2, 1, 1, 1),
+        (-(AXIS**2), 0, 0, 0),
+        (np.sqrt(abs(AXIS)), 1, 1 / 19, 1),
+        (np.where(AXIS < 0, AXIS**2, -(AXIS**2)), 0.5, 9 / 19, 0),
+        (1 - np.cos(2 * np.pi * AXIS), 0, 9 / 19, 1),
+        ((AXIS**2 - 0.36) ** 2, 0, 12 / 19, 2),
     ],
 )
-def test_shapes_of_known_sections(section, monotone, convex, minima, lowest):
+def test_shapes_of_known_sections(section, monotone, convex, minima):
     found = landscapes.shapes(np.stack([section, section])[:, None])
     assert all(value.shape == (2, 1) for value in found.values())
     assert found["monotone"].mean() == monotone and found["minima"].mean() == minima
     assert found["convex"].mean() == pytest.approx(convex, abs=0.06)  # points at which the sign is a matter of rounding
-    assert found["lowest in the middle"].all() == lowest
 
 
 def test_minima_of_known_planes():
@@ -45,49 +44,43 @@ def test_minima_of_known_planes():
 def test_sections_of_the_flow_are_the_energy_of_the_problem(quick):
     flow = priors.load("glow-photos32")
     truth = data.load("photos", split="test", size=32)[:2]
-    lines, offsets = quick.arrays["lines"], quick.arrays["offsets"]
-    assert lines.shape == (len(quick.metrics["kinds"]), 2, 2, 2, len(offsets))
-    z, middle = flow.encode(truth), len(offsets) // 2
-    np.testing.assert_allclose(lines[0, :, :, :, middle], 0, atol=1e-4)
+    axes = quick.axes("lines")
+    z, middle = flow.encode(truth), len(axes["offset"]) // 2
+    np.testing.assert_allclose(quick.take("lines", kind="flow, random")[..., middle], 0, atol=1e-4)
     # the natural line from the first image to the other, as long as the latent of the first
     step = (z[1] - z[0]) * z[0].norm() / (z[1] - z[0]).norm()
-    points = z[0] + torch.tensor(offsets, dtype=torch.float32)[:, None] * step
-    for k, m in enumerate(quick.metrics["measurements"]):
+    points = z[0] + torch.tensor(axes["offset"])[:, None] * step
+    for m in axes["m"]:
         operator = measure.Gaussian((3, 32, 32), m, 0)
         misfit = energy.SquaredMisfit(operator, operator(truth[:1]).expand(len(points), -1))
         expected = energy.Energy(flow, misfit)(points)
-        kind = quick.metrics["kinds"].index("flow, natural")
-        np.testing.assert_allclose(lines[kind, k, 0, 0], expected, rtol=1e-3, atol=1e-4)
+        line = quick.take("lines", kind="flow, natural", m=m, image=0, direction=0)
+        np.testing.assert_allclose(line, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_planes_contain_the_lines(quick):
-    planes, lines = quick.arrays["planes"], quick.arrays["lines"]
-    middle = len(quick.arrays["offsets"]) // 2
-    at_one = planes[:, quick.provenance.settings["scales"].index(1.0), 0]
-    for k in range(len(planes)):
-        np.testing.assert_allclose(at_one[k, :, middle], lines[k, -1, 0, 0], rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(at_one[k, middle], lines[k, -1, 0, 1], rtol=1e-3, atol=1e-3)
-    counts = quick.metrics["minima of the planes"]
-    assert counts["flow, random"] == [landscapes.count_minima(plane) for plane in planes[0, :, 0]]
+    planes, lines = quick.take("planes", scale=1.0), quick.take("lines", m=1229, image=0)
+    middle = lines.shape[-1] // 2
+    for (energies, _), (first, second) in zip(planes, lines, strict=True):
+        np.testing.assert_allclose(energies[:, middle], first, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(energies[middle], second, rtol=1e-3, atol=1e-3)
     # along a direction as long as the latent and nearly orthogonal to it, ‖z‖ grows to √2 of itself
-    lengths = planes[0, -1, 1]
+    lengths = quick.take("planes", kind="flow, random", scale=1.0, quantity="length")
     assert lengths[-1, middle] == pytest.approx(2**0.5 * lengths[middle, middle], rel=0.1)
 
 
 def test_steps_in_image_space(quick):
-    steps = np.array(quick.provenance.settings["pixel_steps"])
-    nats, misfit, length = quick.arrays["pixel steps"]
+    steps = np.array(quick.axes("pixel steps")["step"])
+    misfit = quick.take("pixel steps", quantity="misfit")
     # the misfit is quadratic in x, and E‖A v‖² = ‖v‖², exact within a few percent for one A and m = 1229
     np.testing.assert_allclose(
         misfit / misfit[..., :1], np.broadcast_to((steps / steps[0]) ** 2, misfit.shape), rtol=1e-3
     )
     np.testing.assert_allclose(misfit[0], np.broadcast_to(3072 * steps**2, misfit[0].shape), rtol=0.25)
-    assert quick.metrics["finite"] and (nats[0, ..., -1] > 0).all() and (length[0, ..., -1] > 0).all()
-    grid = quick.arrays["pixel plane"]
-    middle = grid.shape[-1] // 2
-    np.testing.assert_allclose(grid[:, middle, middle], 0, atol=0.1)
+    far = {name: quick.take("pixel steps", way="random", quantity=name, step=0.1) for name in ("nats", "length")}
+    assert (far["nats"] > 0).all() and (far["length"] > 0).all()
 
 
 def test_searches_go_down(quick):
-    ends = quick.arrays["ends"]
-    assert ends.shape == (2, 2, 1, 2) and (ends[:, 0] >= 0).all() and (ends[:, 0] < 1).all()
+    ends = quick.take("relative misfit")
+    assert list(quick.axes("relative misfit")) == ["model", "image", "start"] and (ends >= 0).all() and (ends < 1).all()

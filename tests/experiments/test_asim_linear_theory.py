@@ -1,4 +1,4 @@
-"""The linear theory's quick run: bounds, closed forms, and that both compressed-sensing experiments see one problem."""
+"""The linear theory's quick run: bounds and closed forms, and the Gaussian prior's."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 from scipy import optimize
 
 from companion import data, experiments
-from companion.experiments.asim import compressed_sensing, gaussian_prior
 from companion.experiments.asim import linear_theory as theory
 
 
@@ -37,17 +36,16 @@ def test_the_error_over_sampled_images_is_the_expected_one(theorem):
 
 
 def test_the_minimisers_find_the_closed_forms(theorem):
-    differences = [value for each in theorem.metrics["largest difference"].values() for value in each.values()]
-    assert len(differences) == 2 * len(theorem.metrics["spectra"])
-    assert max(differences) < 1e-4
+    assert theorem.axes("difference")["search"] == ["from zero", "posterior"]
+    assert theorem.take("difference").max() < 1e-4
 
 
 def test_a_flat_spectrum_attains_the_lower_bound_and_the_prediction(theorem):
-    flat = theorem.metrics["spectra"].index("power 0")
-    by_hand = 1 - np.array(theorem.metrics["counts"]) / theorem.metrics["n"]
+    by_hand = 1 - np.array(theorem.axes("lower")["m"]) / theorem.provenance.settings["n"]
     for name in ("lower", "predicted"):
-        np.testing.assert_allclose(theorem.arrays[name][flat], by_hand, rtol=1e-9)
-    np.testing.assert_allclose(theorem.arrays["expected"][flat], np.broadcast_to(by_hand[:, None], (3, 20)), rtol=1e-9)
+        np.testing.assert_allclose(theorem.take(name, spectrum="power 0"), by_hand, rtol=1e-9)
+    expected = theorem.take("expected", spectrum="power 0")
+    np.testing.assert_allclose(expected, np.broadcast_to(by_hand[:, None], (3, 20)), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["power 1", "exponential 6", "step 0.05"])
@@ -77,21 +75,13 @@ def test_an_unknown_spectrum_is_refused():
         theory.spectrum("linear 2", 4)
 
 
-def test_the_gaussian_is_given_the_problems_of_the_flow():
-    images = data.load("photos", split="test", size=32)[:2]
-    operator, y = gaussian_prior._observe(20, images, 2000)
-    other, same = compressed_sensing._observe((3, 32, 32), 20, images, 2000)
-    assert torch.equal(y, same) and torch.equal(operator.matrix(images), other.matrix(images))
-    assert gaussian_prior._observe(20, images, 2001)[1].ne(y).any()
-
-
 def test_the_gaussian_prior_explains_its_own_samples_and_helps_on_images(gaussian):
     arrays, total = gaussian.arrays, gaussian.arrays["variances"].sum()
     assert (np.diff(arrays["variances"]) <= 0).all()
-    own, held_out = arrays["error own"].mean((1, 2)), arrays["error held out"].mean((1, 2))
+    own, held_out = (gaussian.take("error", of=each).mean((1, 2)) for each in ("own", "held out"))
     assert (np.diff(own) < 0).all() and (np.diff(held_out) < 0).all()  # falling with m
     sigma = torch.tensor(arrays["variances"]).sqrt()
-    for m, error in zip(gaussian.metrics["m"], own, strict=True):
+    for m, error in zip(gaussian.axes("psnr")["m"], own, strict=True):
         assert theory.lower_bound(sigma, m) < error < total
     truth = torch.tensor(arrays["truth"]) / 255
     train = data.load("digits", split="train", size=8)[:]

@@ -8,7 +8,7 @@ import torch
 
 from companion import experiments, measure, recover
 from companion.energy import Energy, SquaredMisfit
-from companion.experiments.asim import initialisation, solvers
+from companion.experiments.asim import solvers
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ class Linear:
 
 @pytest.fixture(scope="module")
 def linear():
-    prior, operator = Linear(), measure.Gaussian((1, 4, 5), 8, seed=1)
+    prior, operator = Linear(), measure.Gaussian((1, 4, 5), 8, seed=3)
     truth = torch.rand(4, *prior.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return prior, operator, truth * torch.tensor([1.0, 0.3, 0.1, 0.9], dtype=torch.float64)[:, None, None, None]
 
@@ -41,17 +41,6 @@ def starts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
     return experiments.run("asim.solvers", "quick", device="cpu", out=tmp_path_factory.mktemp("comparison"))
-
-
-def test_a_path_is_the_last_iterate_that_the_evaluations_had_led_to():
-    trace = {
-        "evaluations": torch.tensor([[1.0, 1.0], [2.0, 4.0], [5.0, 4.0]]),
-        "psnr": torch.tensor([[10.0, 20.0], [11.0, 21.0], [12.0, 21.0]]),
-    }
-    nothing = torch.zeros(2)
-    found = recover.Result(nothing, nothing, nothing, trace, nothing, nothing, ["", ""])
-    path = initialisation.along(found, "psnr", np.array([1, 2, 3, 4, 5, 9]))
-    np.testing.assert_array_equal(path, [[10, 20], [11, 20], [11, 20], [11, 21], [12, 21], [12, 21]])
 
 
 def test_a_linear_search_leaves_the_part_of_the_start_that_is_not_measured(linear):
@@ -80,44 +69,41 @@ def test_the_published_scheme_minimises_but_an_image_depends_on_its_batch_mates(
 
 
 def test_starts_are_what_they_are_called(starts):
-    metrics, settings = starts.metrics, starts.provenance.settings
-    names = metrics["starts"]
-    assert names == ["zero", "normal 0.7", "lasso-wavelet", "pseudo-inverse", "null space"]
-    length = dict(zip(names, metrics["mean length of the start"], strict=True))
-    assert length["zero"] == 0 and length["normal 0.7"] == pytest.approx(0.7 * math.sqrt(metrics["n"]), rel=0.05)
-    misfit = dict(zip(names, metrics["mean misfit of the start"], strict=True))
+    settings, n = starts.provenance.settings, 3072
+    length, misfit, psnr = (
+        dict(zip(starts.axes(f"start {key}")["start"], starts.take(f"start {key}"), strict=True))
+        for key in ("length", "misfit", "psnr")
+    )
+    assert list(length) == ["zero", "normal 0.7", "lasso-wavelet", "pseudo-inverse", "null space"]
+    assert length["zero"] == 0 and length["normal 0.7"] == pytest.approx(0.7 * math.sqrt(n), rel=0.05)
     for name in ("null space", "pseudo-inverse"):  # both explain y: the one up to the noise, the other exactly
         assert misfit[name] < 0.03 < misfit["lasso-wavelet"] + 0.03 < misfit["zero"]
-    psnr = dict(zip(names, metrics["mean psnr of the start"], strict=True))
-    distance = -10 * math.log10(settings["perturbation"] ** 2 / metrics["n"])
+    distance = -10 * math.log10(settings["perturbation"] ** 2 / n)
     assert psnr["null space"] == pytest.approx(distance, abs=1.0)  # clipping to [0, 1] removes some of it
     assert psnr["zero"] < psnr["lasso-wavelet"] > psnr["pseudo-inverse"]
 
 
 def test_searches_from_the_starts(starts):
-    metrics, arrays = starts.metrics, starts.arrays
-    assert arrays["psnr"].shape == (5, 2, 2) and np.isfinite(arrays["psnr"]).all()
-    np.testing.assert_allclose(arrays["psnr"].mean(-1), metrics["mean psnr"], atol=1e-3)
-    np.testing.assert_array_equal(arrays["norms/psnr"][0], arrays["psnr"][0, 0])  # ‖z0‖ = 0 is the zero start
-    assert (arrays["norms/energy path"][:, -1] < arrays["norms/energy path"][:, 0]).all()
-    np.testing.assert_allclose(arrays["norms/length path"][:, 0], metrics["norms"], rtol=1e-5)
-    misfit = arrays["misfit"]
-    assert (misfit[0] < metrics["mean misfit of the start"][0]).all()
-    assert all(gamma in metrics["gammas"] for gamma in metrics["gamma chosen on validation"])
+    assert np.isfinite(starts.take("psnr")).all()
+    from_zero = starts.take("psnr", start="zero", gamma=0.0)
+    np.testing.assert_array_equal(starts.take("norms psnr", norm=0.0), from_zero)  # ‖z0‖ = 0 is the zero start
+    energy, length = (starts.take(f"norms {key} path") for key in ("energy", "length"))
+    assert (energy[:, -1] < energy[:, 0]).all()
+    np.testing.assert_allclose(length[:, 0], starts.axes("norms length")["norm"], rtol=1e-5)
+    assert (starts.take("misfit", start="zero") < starts.take("start misfit", start="zero")).all()
+    gammas = starts.axes("psnr")["gamma"]
+    assert all(gamma in gammas for gamma in starts.metrics["gamma chosen on validation"])
 
 
 def test_paths_of_the_solvers(comparison):
-    metrics, arrays = comparison.metrics, comparison.arrays
-    assert metrics["per image, other mates change nothing"] is True
-    psnr, energy = arrays["m=307/psnr"], arrays["m=307/energy"]
-    assert psnr.shape == (3, 2, 2) and np.isfinite(psnr).all() and np.isfinite(energy).all()
-    assert (energy[0, -1] < energy[0, 0]).all()
-    ends = [metrics["psnr at the end"][method][0] for method in solvers.METHODS]
-    np.testing.assert_allclose(psnr[:, -1].mean(-1), ends, atol=2e-3)
-    needed = metrics["evaluations to the joint scheme's psnr"]
-    assert needed["joint"][0] <= 20 and needed["lbfgs"][0] <= 20
-    assert (arrays["m=307/spent"] == 20).all() and not arrays["m=307/converged"].any()
-    assert arrays["pictures"].shape == (3, 1, 1, 3, 32, 32)
-    seen = arrays["pictures"] / 255 - arrays["truth"] / 255
-    scores = -10 * np.log10((seen**2).mean((-3, -2, -1)))
-    np.testing.assert_allclose(scores, arrays["pictures psnr"], atol=0.05)
+    assert comparison.metrics["change by other mates, image by image"] < 0.01  # decibels: rounding
+    energy = comparison.take("energy", m=307, method="lbfgs")
+    assert np.isfinite(comparison.take("psnr")).all() and (energy[-1] < energy[0]).all()
+    # "first" is met where the path, kept at every tenth evaluation, has passed the joint scheme's end
+    joint = comparison.take("psnr", m=307, method="joint")[-1]
+    passed = comparison.take("psnr", m=307, method="lbfgs", evaluation=20) >= joint
+    np.testing.assert_array_equal(passed, (comparison.take("first", m=307) > 0) & passed)
+    assert (comparison.take("spent", m=307) == 20).all() and not comparison.take("converged").any()
+    seen, truth = (comparison.take(name) / 255 for name in ("pictures", "truth"))
+    scores = -10 * np.log10(((seen - truth) ** 2).mean((-3, -2, -1)))
+    np.testing.assert_allclose(scores, comparison.take("pictures psnr"), atol=0.05)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from companion import data, experiments, priors
+from companion import _support, data, experiments, priors
 from companion.experiments.hand.score import tightened
 from companion.experiments.hand.typicality import families
 
@@ -13,10 +13,9 @@ pytestmark = pytest.mark.slow
 
 def test_typicality_quick_profile(tmp_path):
     result = experiments.run("hand.typicality", "quick", device="cpu", out=tmp_path)
-    for kind, dims in (("drawings", 784), ("photographs", 3072)):
-        names = result.metrics[kind]["families"]
-        assert result.metrics[kind]["n"] == dims
-        bits = dict(zip(names, result.arrays[f"{kind} bits"], strict=True))
+    for kind in ("drawings", "photographs"):
+        names = result.axes(f"{kind} bits")["family"]
+        bits = {name: result.take(f"{kind} bits", family=name) for name in names}
         assert all(np.isfinite(values).all() and values.shape == (12,) for values in bits.values())
         # what the chapter teaches: constant images are the likeliest, noise the least likely
         assert bits["constant"].min() == min(values.min() for values in bits.values())
@@ -42,15 +41,15 @@ def test_families_refuse_too_few_images():
 def test_test_score_quick_profile(tmp_path):
     result = experiments.run("hand.test-score", "quick", device="cpu", out=tmp_path)
     flow, x = priors.load("glow-photos32"), data.load("photos", "test", size=32)[:16]
-    assert result.metrics["mean bits test"] == pytest.approx(float(flow.bits_per_dim(x, 0).mean()), abs=1e-3)
-    tighter = result.arrays["tighter"]
-    assert tighter.shape == (4, 4) and result.metrics["mean tighter"][-1] <= result.metrics["mean tighter"][0]
+    draw = _support.generator(0, "dequantisation", "test")
+    np.testing.assert_allclose(result.take("bits", split="test"), flow.bits_per_dim(x, draw), atol=1e-3)
+    assert result.take("tighter", draws=4).mean() <= result.take("tighter", draws=1).mean()
 
 
 def test_tightened_bound_of_many_draws_is_the_mean_density():
     flow = priors.Glow(shape=(1, 8, 8), levels=1, steps=1, width=4, bits=4).double()
     x = data.load("digits")[:2].double()
-    draw = torch.Generator().manual_seed(3)
+    draw = _support.generator(3)
     densities = [flow.log_prob(flow.pixels.dequantise(x, draw)) for _ in range(5)]
     expected = torch.logsumexp(torch.stack(densities), 0) - math.log(5)
     expected = -(expected - 64 * math.log(15)) / (64 * math.log(2))

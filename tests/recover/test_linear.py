@@ -78,7 +78,7 @@ def test_no_image_depends_on_its_neighbours():
     for i in range(5):
         alone = pseudo_inverse(operator, y[i : i + 1], 0.1)
         assert torch.allclose(alone.x[0], together.x[i], rtol=1e-5, atol=1e-5 * float(y[i].abs().max()))
-        assert alone.evaluations[0] == together.evaluations[i]
+        assert abs(int(alone.evaluations[0] - together.evaluations[i])) <= 1  # rounding may cost or save a step
 
 
 def test_result_says_what_happened():

@@ -404,11 +404,11 @@ def shop(tmp_path, monkeypatch):
         criterion=Likelihood,
         model=model,
         schedule=few,
-        budgets=dict.fromkeys(recipes.PROFILES, recipes.Budget({}, {})),
+        budgets=dict.fromkeys(recipes.PROFILES, ({}, {})),
     )
     monkeypatch.setitem(recipes.RECIPES, "small", small)
     monkeypatch.setattr(_support, "store", lambda: tmp_path)
-    monkeypatch.setattr(data, "load", lambda name, split: SimpleNamespace(images=photos()))
+    monkeypatch.setattr(data, "load", lambda name, split, size: SimpleNamespace(images=photos()))
     path = tmp_path / "checkpoints" / "small.safetensors"
     priors.save(model(), path, {"profile": "laptop"})
     return path

@@ -5,20 +5,21 @@ its options are chosen on validation images and other measurements; it spends at
 an image, restarts included.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from companion import data, evaluate, measure, priors, recover
+from companion import evaluate, measure, recover
+from companion.experiments import shared
+from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
-from companion.priors.base import Prior
 
 CLASSICAL: dict[str, Callable[..., recover.Result]] = {
     "lasso-dct": partial(recover.lasso, basis="dct"),
@@ -29,47 +30,67 @@ CLASSICAL: dict[str, Callable[..., recover.Result]] = {
 
 # Mean PSNR over 12 flowers at 64×64 (Asim et al. 2020, fig. 31 and the numbers published with their code; mean of three
 # runs for the Lassos). Their wavelet images were divided by their largest pixel before scoring.
-PUBLISHED_FLOWERS = {
-    "m": [500, 1000, 2500, 5000, 7500, 10000, 12288],
-    "glow": [22.22, 25.27, 30.03, 33.01, 34.31, 35.01, 35.33],
-    "lasso-dct": [15.81, 17.58, 21.29, 25.88, 29.97, 33.57, 35.98],
-    "lasso-wavelet": [13.25, 14.80, 18.16, 22.06, 25.82, 29.70, 32.31],
-}
+PUBLISHED_FLOWERS = named(
+    [
+        [22.22, 25.27, 30.03, 33.01, 34.31, 35.01, 35.33],
+        [15.81, 17.58, 21.29, 25.88, 29.97, 33.57, 35.98],
+        [13.25, 14.80, 18.16, 22.06, 25.82, 29.70, 32.31],
+    ],
+    method=("glow", "lasso-dct", "lasso-wavelet"),
+    m=(500, 1000, 2500, 5000, 7500, 10000, 12288),
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
+    """Sizes of the comparison; by default of photographs, profile laptop.
 
-    Attributes:
-        data, size: data set and side of its images.
-        priors: checkpoint of each learned method, "glow", "gan" or "vae".
-        classical: methods without learning.
-        images: held-out images reported on; the first `pictures` of them are stored as recovered from the first draw.
-        seeds: draws of the matrix, of the noise and of the generators' starts.
-        measurements: numbers of measurements m.
-        budget: gradient evaluations allowed for one image, the same for every method.
-        tuned_on, weights: validation images on which the weight of each classical method is chosen, for every m.
-        learned_on, gammas, restarts: likewise for GAN and VAE, where the restarts share the budget.
-        flow_gammas: weights of ‖z‖ among which the flow's is chosen; 0 alone is the paper's choice.
-        vae_first: evaluations of the VAE whose estimate "vae-glow" hands to the flow as its start; 0 for none.
-        spread: take images at equal distances from the whole split, which some sets order by class, not its first ones.
-        range_restarts: searches, each with the whole budget, for the image of a GAN or VAE nearest to the truth.
-        starts, starts_m: single searches of a quarter of the budget from each of so many random starts, at this m.
+    Attributes
+    ----------
+    data, size
+        Data set and side of its images.
+    priors
+        Checkpoint of each learned method, "glow", "gan" or "vae".
+    classical
+        Methods without learning.
+    images
+        Held-out images reported on; the first `pictures` of them are stored as recovered from the first draw.
+    seeds
+        Draws of the matrix, of the noise and of the generators' starts.
+    measurements
+        Numbers of measurements m.
+    budget
+        Gradient evaluations allowed for one image, the same for every method.
+    tuned_on, weights
+        Validation images on which the weight of each classical method is chosen, for every m.
+    learned_on, gammas, restarts
+        Likewise for GAN and VAE, where the restarts share the budget.
+    flow_gammas
+        Weights of ‖z‖ among which the flow's is chosen; 0 alone is the paper's choice.
+    vae_first
+        Evaluations of the VAE whose estimate "vae-glow" hands to the flow as its start; 0 for none.
+    spread
+        Take images at equal distances from the whole split, which some sets order by class, not its first ones.
+    range_restarts
+        Searches, each with the whole budget, for the image of a GAN or VAE nearest to the truth.
+    starts, starts_m
+        Single searches of a quarter of the budget from each of so many random starts, at this m.
     """
 
-    data: str
-    size: int
-    priors: dict[str, str]
-    images: int
-    seeds: int
-    measurements: tuple[int, ...]
-    budget: int
+    data: str = "photos"
+    size: int = 32
+    priors: dict[str, str] = field(
+        default_factory=lambda: {"glow": "glow-photos32", "gan": "gan-photos32", "vae": "vae-photos32"}
+    )
+    images: int = 12
+    seeds: int = 3
+    measurements: tuple[int, ...] = (154, 307, 614, 922, 1229, 1536)
+    budget: int = 400
     tuned_on: int = 8
     weights: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     classical: tuple[str, ...] = ("lasso-dct", "lasso-wavelet", "tv")
     learned_on: int = 4
-    gammas: tuple[float, ...] = (0.0, 0.01, 0.1)
+    gammas: tuple[float, ...] = (0.0, 0.001, 0.01)
     restarts: tuple[int, ...] = (1, 4)
     flow_gammas: tuple[float, ...] = (0.0,)
     vae_first: int = 0
@@ -79,27 +100,28 @@ class Settings:
     starts_m: int = 614
     pictures: int = 4
 
+    @property
+    def generators(self) -> list[str]:
+        """The learned methods with a range of their own."""
+        return [name for name in self.priors if name != "glow"]
 
-class Method(NamedTuple):
-    """solve(operator, y, seed, **option) → Result, the options to choose from, and the validation images used."""
+    @property
+    def methods(self) -> list[str]:
+        """All methods, the flow first."""
+        handed_over = ["vae-glow"] if self.vae_first else []
+        return [*(name for name in self.priors if name == "glow"), *self.classical, *self.generators, *handed_over]
 
-    solve: Callable[..., recover.Result]
-    options: list[dict[str, float]]
-    tuned_on: int
+    def options(self, method: str) -> dict[str, tuple[Any, ...]]:
+        """What a method may choose from: the names of its options, and the values of each."""
+        if method in CLASSICAL:
+            return {"weight": self.weights}
+        if method == "glow":
+            return {"gamma": self.flow_gammas}
+        return {"restarts": self.restarts[-1:] if method == "vae-glow" else self.restarts, "gamma": self.gammas}
 
 
-_PHOTOS = Settings(
-    data="photos",
-    size=32,
-    priors={"glow": "glow-photos32", "gan": "gan-photos32", "vae": "vae-photos32"},
-    images=12,
-    seeds=3,
-    measurements=(154, 307, 614, 922, 1229, 1536),
-    budget=400,
-    gammas=(0.0, 0.001, 0.01),
-)
-_MNIST = replace(
-    _PHOTOS,
+_PHOTOS = Settings()
+_MNIST = Settings(
     data="mnist",
     size=28,
     priors={"glow": "glow-mnist", "gan": "gan-mnist", "vae": "vae-mnist"},
@@ -110,11 +132,8 @@ _MNIST = replace(
     vae_first=100,
     starts_m=100,
 )
-_EUROSAT = replace(
-    _PHOTOS, data="eurosat", priors={"glow": "glow-eurosat32"}, measurements=(154, 307, 614, 1229), spread=True
-)
-_FLOWERS = replace(
-    _PHOTOS,
+_EUROSAT = Settings(data="eurosat", priors={"glow": "glow-eurosat32"}, measurements=(154, 307, 614, 1229), spread=True)
+_FLOWERS = Settings(
     data="flowers",
     size=64,
     priors={"glow": "glow-flowers64"},
@@ -130,24 +149,12 @@ _FLOWERS = replace(
 _GRID = (20, 30, 50, 100, 200, 300, 400, 500, 750, 1000, 2500, 5000, 7500, 10000, 12288)
 
 
-def _tiny(settings: Settings, measurements: tuple[int, ...]) -> Settings:
+def _tiny(settings: Settings, *measurements: int) -> Settings:
     """The same comparison in a few seconds."""
-    return replace(
-        settings,
-        images=2,
-        seeds=1,
-        measurements=measurements,
-        budget=40,
-        tuned_on=2,
-        weights=(0.01, 0.03),
-        learned_on=2,
-        gammas=(0.01,),
-        vae_first=min(settings.vae_first, 20),
-        range_restarts=2,
-        starts=2,
-        starts_m=measurements[-1],
-        pictures=min(settings.pictures, 2),
-    )
+    few: dict[str, Any] = {"images": 2, "seeds": 1, "budget": 40, "tuned_on": 2, "learned_on": 2, "range_restarts": 2}
+    few |= {"measurements": measurements, "weights": (0.01, 0.03), "gammas": (0.01,)}
+    few |= {"starts": 2, "starts_m": measurements[-1], "vae_first": min(settings.vae_first, 20)}
+    return replace(settings, **few, pictures=min(settings.pictures, 2))
 
 
 @experiment(
@@ -155,14 +162,14 @@ def _tiny(settings: Settings, measurements: tuple[int, ...]) -> Settings:
     paper="Asim et al. 2020",
     shows="Fig. 4 left, 15, 16",
     profiles={
-        "quick": _tiny(_PHOTOS, (307, 614)),
+        "quick": _tiny(_PHOTOS, 307, 614),
         "laptop": _PHOTOS,
-        "paper": replace(
-            _PHOTOS, size=64, priors={"glow": "glow-photos64"}, seeds=1, measurements=_GRID, budget=600, pictures=2
+        "paper": Settings(
+            size=64, priors={"glow": "glow-photos64"}, seeds=1, measurements=_GRID, budget=600, pictures=2
         ),
     },
 )
-def photos(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def photos(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Recovers held-out photographs from m Gaussian measurements, by three learned and three classical priors."""
     return compare(settings, context)
 
@@ -172,14 +179,14 @@ def photos(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[s
     paper="Bora et al. 2017; Asim et al. 2020",
     shows="Bora et al. Fig. 1a; Asim et al. Fig. 4 left in kind",
     profiles={
-        "quick": _tiny(_MNIST, (50, 200)),
+        "quick": _tiny(_MNIST, 50, 200),
         "laptop": _MNIST,
         "paper": replace(
             _MNIST, images=300, measurements=(10, *_MNIST.measurements), budget=1000, restarts=(1, 4, 10), tuned_on=32
         ),
     },
 )
-def mnist(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def mnist(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Recovers handwritten digits from m Gaussian measurements, by three learned and four classical priors."""
     return compare(settings, context)
 
@@ -189,12 +196,12 @@ def mnist(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[st
     paper="Asim et al. 2020",
     shows="Fig. 4 left in kind",
     profiles={
-        "quick": _tiny(_EUROSAT, (307, 614)),
+        "quick": _tiny(_EUROSAT, 307, 614),
         "laptop": _EUROSAT,
         "paper": replace(_EUROSAT, images=100, measurements=_PHOTOS.measurements, budget=600),
     },
 )
-def eurosat(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def eurosat(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Recovers satellite tiles from m Gaussian measurements, by a flow and three classical priors."""
     return compare(settings, context)
 
@@ -204,184 +211,137 @@ def eurosat(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[
     paper="Asim et al. 2020",
     shows="Fig. 31",
     profiles={
-        "quick": _tiny(_FLOWERS, (500,)),
+        "quick": _tiny(_FLOWERS, 500),
         "laptop": _FLOWERS,
         "paper": replace(_FLOWERS, measurements=_GRID, budget=600, tuned_on=8, weights=_PHOTOS.weights),
     },
 )
-def flowers(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def flowers(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Recovers flowers at 64×64, the paper's own data set, from m measurements; stores scores alone, no photographs."""
     metrics, arrays = compare(settings, context)
-    return metrics | {"published": PUBLISHED_FLOWERS}, arrays
+    return metrics, arrays | {"published psnr": PUBLISHED_FLOWERS}
 
 
-def compare(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@dataclass(frozen=True)
+class Trial:
+    """A method on all test images, for one draw, with the options chosen for it."""
+
+    m: int
+    draw: int
+    method: str
+    option: dict[str, float]
+
+
+def compare(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """The comparison.
 
-    Metrics: methods, m, n, mean psnr and ssim, the option chosen for each method and m, and all options. Arrays: psnr,
-    ssim and evaluations [methods, m, draws, images]; "validation NAME" [m, options, images], the PSNR behind each
-    choice; "range NAME" [images], the PSNR of the generator's image nearest to the truth; "starts NAME psnr" and
-    "... energy" [starts, images] of single searches; and as bytes, unless `pictures` is 0, recovered [m, methods,
-    pictures, C, H, W] and truth.
+    Metrics: n, and for each method the mean PSNR and the options chosen, by m. Arrays: psnr, ssim and evaluations;
+    "validation NAME", the PSNR behind each choice; "range", the PSNR of a generator's image nearest to the truth;
+    "starts psnr" and "starts energy" of single searches; and as bytes, unless `pictures` is 0, recovered and truth.
     """
-    loaded = {name: priors.load(checkpoint, context.device) for name, checkpoint in settings.priors.items()}
-    methods = _methods(settings, loaded)
-    truth = _images(settings, "test", settings.images).to(context.device)
-    metrics: dict[str, Any] = {
-        "methods": list(methods),
-        "m": list(settings.measurements),
-        "n": truth[0].numel(),
-        "options": {name: method.options for name, method in methods.items()},
-        "chosen": {name: [] for name in methods},
-    }
-    scores: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": [], "evaluations": []}
-    validation: dict[str, list[np.ndarray]] = {name: [] for name, method in methods.items() if len(method.options) > 1}
-    recovered = []
-    for m in context.progress(settings.measurements, "measurements"):
-        tuned = context.part(f"m={m}/options", partial(_choose, settings, context, methods, m))
-        chosen = {name: methods[name].options[best] for name, best in tuned.metrics.items()}
-        for name in methods:
-            metrics["chosen"][name].append(chosen[name])
-        for name, values in validation.items():
-            values.append(tuned.arrays[name])
-        draws = []
-        for draw in range(settings.seeds):
-            part = partial(_draw, settings, context, methods, chosen, m, truth, draw)
-            draws.append(context.part(f"m={m}/draw={draw}", part).arrays)
-        recovered.append(draws[0]["x"])
-        for key, rows in scores.items():
-            rows.append(np.stack([arrays[key] for arrays in draws], axis=1))
-    arrays = {name: np.stack(values, axis=1) for name, values in scores.items()}
-    for score in ("psnr", "ssim"):
-        means = arrays[score].mean((2, 3)).round(4)
-        metrics[f"mean {score}"] = {name: row.tolist() for name, row in zip(methods, means, strict=True)}
-    arrays |= {f"validation {name}": np.stack(values).round(3) for name, values in validation.items()}
-    generators = {name: prior for name, prior in loaded.items() if name != "glow"}
-    arrays |= context.part("range", partial(_ranges, settings, context, generators, truth)).arrays
-    arrays |= context.part("starts", partial(_starts, settings, context, generators, truth)).arrays
+    ms, methods = settings.measurements, settings.methods
+    choices = context.map(_choose, [(m, name) for name in methods for m in ms], "options")
+    tuned = {name: choices[k * len(ms) : (k + 1) * len(ms)] for k, name in enumerate(methods)}
+    chosen = {name: [outcome.metrics for outcome in outcomes] for name, outcomes in tuned.items()}
+    trials = [
+        Trial(m, draw, name, chosen[name][place])
+        for place, m in enumerate(ms)
+        for draw in range(settings.seeds)
+        for name in methods
+    ]
+    solved = context.map(_solve_trial, trials, "draws")
+    arrays = gather(solved, m=ms, draw=settings.seeds, method=methods)
+    del arrays["recovered"]
     if settings.pictures:
-        arrays |= {"recovered": np.stack(recovered), "truth": _bytes(truth)}
-    return metrics, arrays
+        first = [outcome for trial, outcome in zip(trials, solved, strict=True) if trial.draw == 0]
+        arrays["recovered"] = gather(first, m=ms, method=methods)["recovered"]
+        arrays["truth"] = shared.pictures(_images(settings, context, "test", settings.images))
+    for name, outcomes in tuned.items():
+        arrays |= {f"validation {name}": array for array in gather(outcomes, m=ms).values()}
+    if settings.generators:
+        arrays |= gather(context.map(_explore, settings.generators, "generators"), method=settings.generators)
+    means = arrays["psnr"].values.mean((1, 3)).round(4)  # [m, methods]
+    mean_psnr = dict(zip(methods, means.T.tolist(), strict=True))
+    return {"n": _images(settings, context, "test", 1)[0].numel(), "chosen": chosen, "mean psnr": mean_psnr}, arrays
 
 
-def _methods(settings: Settings, loaded: dict[str, Any]) -> dict[str, Method]:
-    """The methods by name: the flow, the classical ones, GAN and VAE, the flow that starts at the VAE's estimate."""
-    methods = {}
+def _images(settings: Settings, part: Part, split: str, number: int) -> Tensor:
+    return shared.images(part, settings.data, split, number, settings.size, spread=settings.spread)
 
-    def flow(operator: measure.Gaussian, y: Tensor, seed: int, gamma: float) -> recover.Result:
-        return recover.flow_latent(loaded["glow"], operator, y, gamma, max_evaluations=settings.budget)
 
-    def classical(solve: Callable[..., recover.Result]) -> Callable[..., recover.Result]:
-        return lambda operator, y, seed, weight: solve(operator, y, weight=weight, max_iterations=settings.budget)
-
-    def generator(prior: Prior) -> Callable[..., recover.Result]:
-        return lambda operator, y, seed, gamma, restarts: recover.gan_latent(
-            prior, operator, y, gamma, restarts=restarts, seed=seed, max_evaluations=settings.budget // restarts
+def _solve(
+    settings: Settings, part: Part, method: str, operator: Any, y: Tensor, seed: int, **option: Any
+) -> recover.Result:
+    """An estimate within the budget; `seed` is that of the generators' starts."""
+    budget = settings.budget
+    if method in CLASSICAL:
+        return CLASSICAL[method](operator, y, max_iterations=budget, **option)
+    if method == "glow":
+        return recover.flow_latent(
+            shared.prior(part, settings.priors["glow"]), operator, y, max_evaluations=budget, **option
         )
-
-    def handed_over(operator: measure.Gaussian, y: Tensor, seed: int, gamma: float, restarts: int) -> recover.Result:
-        limit = settings.vae_first // restarts
-        first = recover.gan_latent(
-            loaded["vae"], operator, y, gamma, restarts=restarts, seed=seed, max_evaluations=limit
-        )
-        z0, rest = loaded["glow"].encode(first.x), settings.budget - settings.vae_first
-        second = recover.flow_latent(loaded["glow"], operator, y, z0=z0, max_evaluations=rest)
-        return replace(second, evaluations=first.evaluations + second.evaluations)
-
-    if "glow" in loaded:
-        methods["glow"] = Method(flow, [{"gamma": gamma} for gamma in settings.flow_gammas], settings.learned_on)
-    for name in settings.classical:
-        weights = [{"weight": weight} for weight in settings.weights]
-        methods[name] = Method(classical(CLASSICAL[name]), weights, settings.tuned_on)
-    pairs = [{"gamma": gamma, "restarts": each} for each, gamma in product(settings.restarts, settings.gammas)]
-    for name, prior in loaded.items():
-        if name != "glow":
-            methods[name] = Method(generator(prior), pairs, settings.learned_on)
-    if settings.vae_first:
-        most = [pair for pair in pairs if pair["restarts"] == settings.restarts[-1]]
-        methods["vae-glow"] = Method(handed_over, most, settings.learned_on)
-    return methods
+    if method != "vae-glow":
+        limit = budget // option["restarts"]
+        prior = shared.prior(part, settings.priors[method])
+        return recover.gan_latent(prior, operator, y, seed=seed, max_evaluations=limit, **option)
+    first = _solve(replace(settings, budget=settings.vae_first), part, "vae", operator, y, seed, **option)
+    flow = shared.prior(part, settings.priors["glow"])
+    rest = budget - settings.vae_first
+    second = recover.flow_latent(flow, operator, y, z0=flow.encode(first.x), max_evaluations=rest)
+    return replace(second, evaluations=first.evaluations + second.evaluations)
 
 
-def _images(settings: Settings, split: str, number: int) -> Tensor:
-    images = data.load(settings.data, split=split, size=settings.size)
-    return images[torch.arange(number) * len(images) // number] if settings.spread else images[:number]
+def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict[str, Any], dict[str, Named]]:
+    """The options of a method with the best mean PSNR on validation images, from other measurements."""
+    m, method = item
+    axes = settings.options(method)
+    options = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    number = settings.tuned_on if method in CLASSICAL else settings.learned_on
+    truth = _images(settings, part, "validation", number)
+    problem, y = shared.compressed(part, truth, m, "validation")
+    seed = shared.seed_of(part, "draw", "validation")
+    best, scores = shared.choose(
+        part, options, lambda option: _solve(settings, part, method, problem.operator, y, seed, **option), truth
+    )
+    if len(options) == 1:
+        return options[0], {}
+    shape = [len(values) for values in axes.values()]
+    return options[best], {"psnr": named(scores.round(3).reshape(*shape, -1), **axes, image=len(truth))}
 
 
-def _observe(shape: Sequence[int], m: int, truth: Tensor, seed: int) -> tuple[measure.Gaussian, Tensor]:
-    """The operator of one draw and its measurements, with √E‖δ‖² = 0.1 as in the paper."""
-    operator = measure.Gaussian(tuple(shape), m, seed)
-    return operator, measure.Problem(operator, measure.GaussianNoise.of_norm(0.1, m)).observe(truth, seed + 1)
+def _solve_trial(settings: Settings, part: Part, trial: Trial) -> tuple[dict[str, Any], dict[str, Named]]:
+    truth = _images(settings, part, "test", settings.images)
+    problem, y = shared.compressed(part, truth, trial.m, trial.draw)
+    seed = shared.seed_of(part, "draw", trial.draw)
+    found = part.count(_solve(settings, part, trial.method, problem.operator, y, seed, **trial.option))
+    scores = {"psnr": evaluate.psnr(found.x, truth), "ssim": evaluate.ssim(found.x, truth)}
+    arrays = {key: named(values.cpu(), image=len(truth)) for key, values in scores.items()}
+    arrays["evaluations"] = named(found.evaluations.cpu(), image=len(truth))
+    return {}, arrays | {"recovered": shared.pictures(found.x[: settings.pictures])}
 
 
-def _choose(settings: Settings, context: Context, methods: dict[str, Method], m: int) -> tuple[dict, dict]:
-    """For each method, the option with the best mean PSNR on validation images, from other measurements."""
-    images = _images(settings, "validation", max(method.tuned_on for method in methods.values())).to(context.device)
-    seed = 1000 * context.seed + 900
-    operator, y = _observe(images.shape[1:], m, images, seed)
-    best, scores = {}, {}
-    for name, (solve, options, number) in methods.items():
-        best[name] = 0
-        if len(options) == 1:
-            continue
-        results = [solve(operator, y[:number], seed, **option) for option in options]
-        if name not in CLASSICAL:
-            context.count_evaluations(sum(int(result.evaluations.sum()) for result in results))
-        scores[name] = np.stack([evaluate.psnr(result.x, images[:number]).numpy() for result in results])
-        best[name] = int(scores[name].mean(1).argmax())
-    return best, scores
+def _explore(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
+    """A generator's image nearest to the truth, as far as searches find it, and where single searches end, by start.
 
-
-def _draw(
-    settings: Settings,
-    context: Context,
-    methods: dict[str, Method],
-    chosen: dict[str, dict[str, float]],
-    m: int,
-    truth: Tensor,
-    draw: int,
-) -> tuple[dict, dict]:
-    """All methods on all images for one draw."""
-    seed = 1000 * context.seed + draw
-    operator, y = _observe(truth.shape[1:], m, truth, seed)
-    estimates = [method.solve(operator, y, seed, **chosen[name]) for name, method in methods.items()]
-    for name, estimate in zip(methods, estimates, strict=True):
-        if name not in CLASSICAL:
-            context.count_evaluations(int(estimate.evaluations.sum()))
+    The single searches have the first weight, 0 in the larger profiles.
+    """
+    prior, truth = shared.prior(part, settings.priors[name]), _images(settings, part, "test", settings.images)
+    identity, limit = measure.Identity(tuple(truth.shape[1:])), settings.budget
+    restarts, seed = settings.range_restarts, shared.seed_of(part, "range")
+    nearest = part.count(
+        recover.gan_latent(prior, identity, truth, restarts=restarts, seed=seed, max_evaluations=limit)
+    )
+    problem, y = shared.compressed(part, truth, settings.starts_m)
+    options: dict[str, Any] = {"restarts": 1, "max_evaluations": limit // 4}
+    seeds = [shared.seed_of(part, "start", start) for start in range(settings.starts)]
+    ends = [
+        part.count(recover.gan_latent(prior, problem.operator, y, settings.gammas[0], seed=each, **options))
+        for each in seeds
+    ]
+    psnr = torch.stack([evaluate.psnr(end.x, truth) for end in ends]).cpu()
+    energy = torch.stack([end.energy for end in ends]).cpu()
     return {}, {
-        "psnr": np.stack([evaluate.psnr(e.x, truth).numpy() for e in estimates]),
-        "ssim": np.stack([evaluate.ssim(e.x, truth).numpy() for e in estimates]),
-        "evaluations": np.stack([e.evaluations.cpu().numpy() for e in estimates]),
-        "x": np.stack([_bytes(e.x[: settings.pictures]) for e in estimates]),
+        "range": named(evaluate.psnr(nearest.x, truth).cpu(), image=len(truth)),
+        "starts psnr": named(psnr, start=settings.starts, image=len(truth)),
+        "starts energy": named(energy, start=settings.starts, image=len(truth)),
     }
-
-
-def _ranges(settings: Settings, context: Context, generators: dict[str, Prior], truth: Tensor) -> tuple[dict, dict]:
-    """PSNR of the image nearest to the truth in the range of each GAN or VAE, as far as the searches find it."""
-    identity, found = measure.Identity(tuple(truth.shape[1:])), {}
-    for name, prior in generators.items():
-        options: dict[str, Any] = {"restarts": settings.range_restarts, "max_evaluations": settings.budget}
-        nearest = recover.gan_latent(prior, identity, truth, seed=context.seed, **options)
-        context.count_evaluations(int(nearest.evaluations.sum()))
-        found[f"range {name}"] = evaluate.psnr(nearest.x, truth).numpy()
-    return {}, found
-
-
-def _starts(settings: Settings, context: Context, generators: dict[str, Prior], truth: Tensor) -> tuple[dict, dict]:
-    """Where single searches of GAN and VAE end, by start: PSNR and energy, with the first weight, 0 in the profiles."""
-    operator, y = _observe(truth.shape[1:], settings.starts_m, truth, 1000 * context.seed)
-    found = {}
-    for name, prior in generators.items():
-        options: dict[str, Any] = {"restarts": 1, "max_evaluations": settings.budget // 4}
-        ends = [
-            recover.gan_latent(prior, operator, y, settings.gammas[0], seed=seed, **options)
-            for seed in range(1000 * context.seed, 1000 * context.seed + settings.starts)
-        ]
-        context.count_evaluations(sum(int(end.evaluations.sum()) for end in ends))
-        found[f"starts {name} psnr"] = np.stack([evaluate.psnr(end.x, truth).numpy() for end in ends])
-        found[f"starts {name} energy"] = np.stack([end.energy.cpu().numpy() for end in ends])
-    return {}, found
-
-
-def _bytes(x: Tensor) -> np.ndarray:
-    return (x.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -2,39 +2,44 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from companion import _support, data, evaluate, measure
+from companion import _support, data, evaluate, recover
+from companion.experiments import shared
+from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
-from companion.recover.gaussian import gaussian_map
-
-NOISE = 0.1  # √E‖δ‖², as in asim.compressed-sensing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of the comparison.
 
-    Attributes:
-        data, size: data set and side of its images.
-        mirror: whether the covariance is that of the training images and their mirror images.
-        images, seeds, measurements, tuned_on: as in asim.compressed-sensing.
-        floors: standard deviations τ of the τ² I added to the covariance; chosen on validation images, for every m.
+    Attributes
+    ----------
+    data, size
+        Data set and side of its images.
+    mirror
+        Whether the covariance is that of the training images and their mirror images.
+    images, seeds, measurements, tuned_on
+        As in asim.compressed-sensing.
+    floors
+        Standard deviations τ of the τ² I added to the covariance; chosen on validation images, for every m.
     """
 
-    data: str
-    size: int
-    mirror: bool
-    images: int
-    seeds: int
-    measurements: tuple[int, ...]
-    tuned_on: int
-    floors: tuple[float, ...]
+    data: str = "photos"
+    size: int = 32
+    mirror: bool = True
+    images: int = 12
+    seeds: int = 3
+    measurements: tuple[int, ...] = (154, 307, 614, 922, 1229, 1536)
+    tuned_on: int = 8
+    floors: tuple[float, ...] = (0.0, 0.003, 0.01)
 
 
 @experiment(
@@ -42,100 +47,59 @@ class Settings:
     paper="Hand, lecture notes; Asim et al. 2020",
     shows="Fig. 4 left, with the linear flow of the theorem",
     profiles={
-        "quick": Settings("digits", 8, False, 8, 2, (8, 16, 32), 8, (0.01, 0.1)),
-        "laptop": Settings("photos", 32, True, 12, 3, (154, 307, 614, 922, 1229, 1536), 8, (0.0, 0.003, 0.01)),
+        "quick": Settings(
+            data="digits", size=8, mirror=False, images=8, seeds=2, measurements=(8, 16, 32), floors=(0.01, 0.1)
+        ),
+        "laptop": Settings(),
         "paper": Settings(
-            "flowers",
-            64,
-            True,
-            12,
-            1,
-            (20, 30, 50, 100, 200, 300, 400, 500, 750, 1000, 2500, 5000, 7500, 10000, 12288),
-            8,
-            (0.0, 0.003, 0.01, 0.03),
+            data="flowers",
+            size=64,
+            seeds=1,
+            measurements=(20, 30, 50, 100, 200, 300, 400, 500, 750, 1000, 2500, 5000, 7500, 10000, 12288),
+            floors=(0.0, 0.003, 0.01, 0.03),
         ),
     },
 )
-def gaussian_prior(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def gaussian_prior(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Recovers held-out photographs with the Gaussian that has the training images' mean and covariance."""
-    truth, tuning = (
-        data.load(settings.data, split=split, size=settings.size)[:number].to(context.device)
-        for split, number in (("test", settings.images), ("validation", settings.tuned_on))
-    )
-    mean, vectors, variances = _principal_components(settings, context.device)
-    factors = {floor: vectors * (variances + floor**2).sqrt() for floor in settings.floors}
-    chosen: list[float] = []
-    collected: dict[str, list[np.ndarray]] = {"psnr": [], "error held out": [], "error own": [], "recovered": []}
-    for m in context.progress(settings.measurements, "measurements"):
-
-        def part(m: int = m) -> tuple[dict, dict]:
-            floor = _choose_floor(context, m, tuning, mean, factors)
-            return {"floor": floor}, _recovered(settings, context, m, truth, mean, factors[floor])
-
-        outcome = context.part(f"m={m}", part)
-        chosen.append(outcome.metrics["floor"])
-        for name, values in collected.items():
-            values.append(outcome.arrays[name])
-    # psnr and errors: [m, draws, images]; recovered: [m, 4 images, C, H, W] of the first draw
-    arrays = {name: np.stack(values) for name, values in collected.items()}
-    metrics = {"m": list(settings.measurements), "n": truth[0].numel(), "floor": chosen}
-    metrics["mean psnr"] = arrays["psnr"].mean((1, 2)).round(3).tolist()
-    return metrics, arrays | {"variances": variances.double().cpu().numpy(), "truth": _bytes(truth)}
+    arrays = gather(context.map(_recover, settings.measurements, "measurements"), m=settings.measurements)
+    variances = _gaussian(settings, context.device, 0.0)[0].square().sum(0).cpu().numpy()
+    arrays["variances"] = named(variances, component=range(1, len(variances) + 1))
+    truth = shared.images(context, settings.data, "test", settings.images, settings.size)
+    return {"n": len(variances)}, arrays | {"truth": shared.pictures(truth)}
 
 
-def _choose_floor(context: Context, m: int, images: Tensor, mean: Tensor, factors: dict[float, Tensor]) -> float:
-    """The floor with the best mean PSNR on validation images, from measurements of their own."""
-    operator, y = _observe(m, images, 1000 * context.seed + 900)
-    scores = {
-        floor: float(evaluate.psnr(gaussian_map(operator, y, factor, mean, NOISE / math.sqrt(m)).x, images).mean())
-        for floor, factor in factors.items()
-    }
-    return max(scores, key=lambda floor: scores[floor])
+@lru_cache(maxsize=4)
+def _gaussian(settings: Settings, device: torch.device, floor: float) -> tuple[Tensor, Tensor]:
+    train = data.load(settings.data, split="train", size=settings.size)[:].to(device)
+    return recover.gaussian_of(train, floor, settings.mirror)
 
 
-def _recovered(
-    settings: Settings, context: Context, m: int, truth: Tensor, mean: Tensor, factor: Tensor
-) -> dict[str, np.ndarray]:
-    """PSNR, and ‖x̂ − x‖² for the images and for as many draws from the Gaussian itself, for each draw of A."""
-    z = _support.normal((len(truth), factor.shape[1]), 60_000 + context.seed, truth)
-    own = mean + (z @ factor.mT).unflatten(1, mean.shape)
-    drawn: dict[str, list[np.ndarray]] = {"psnr": [], "error held out": [], "error own": []}
-    recovered = []
+def _recover(settings: Settings, part: Part, m: int) -> tuple[dict, dict]:
+    """PSNR and ‖x̂ − x‖² for the images, and ‖x̂ − x‖² for as many draws from the Gaussian itself, for each draw of A."""
+
+    def solve(a: Any, y: Tensor, floor: float) -> recover.Result:
+        return recover.gaussian_map(a, y, *_gaussian(settings, part.device, floor), shared.NOISE_NORM / math.sqrt(m))
+
+    tuning = shared.images(part, settings.data, "validation", settings.tuned_on, settings.size)
+    tuned, y = shared.compressed(part, tuning, m, "validation")
+    best, _ = shared.choose(part, settings.floors, lambda floor: solve(tuned.operator, y, floor), tuning)
+    floor = settings.floors[best]
+    truth = shared.images(part, settings.data, "test", settings.images, settings.size)
+    factor, mean = _gaussian(settings, part.device, floor)
+    own = mean + (_support.normal((len(truth), len(factor)), part.seed, factor, "own") @ factor.mT).view_as(truth)
+    both, psnr, errors, recovered = torch.cat([truth, own.to(truth)]), [], [], []
     for draw in range(settings.seeds):
-        seed = 1000 * context.seed + draw
-        operator, y = _observe(m, truth, seed)
-        noisy = measure.GaussianNoise(NOISE / math.sqrt(m)).sample(operator(own), 50_000 + seed)
-        both = torch.cat([y, noisy])
-        x = gaussian_map(operator, both, factor, mean, NOISE / math.sqrt(m)).x
-        held_out, sampled = x[: len(truth)], x[len(truth) :]
-        drawn["psnr"].append(evaluate.psnr(held_out, truth).numpy())
-        drawn["error held out"].append((held_out - truth).square().flatten(1).sum(1).double().cpu().numpy())
-        drawn["error own"].append((sampled - own).square().flatten(1).sum(1).double().cpu().numpy())
-        recovered.append(_bytes(held_out[:4]))
-    return {name: np.stack(values) for name, values in drawn.items()} | {"recovered": recovered[0]}
-
-
-def _bytes(x: Tensor) -> np.ndarray:
-    return (x.clamp(0, 1) * 255).round().byte().cpu().numpy()
-
-
-def _observe(m: int, x: Tensor, seed: int) -> tuple[measure.Gaussian, Tensor]:
-    """The operator and the measurements that asim.compressed-sensing has for this seed."""
-    operator = measure.Gaussian(tuple(x.shape[1:]), m, seed)
-    return operator, measure.Problem(operator, measure.GaussianNoise.of_norm(NOISE, m)).observe(x, seed + 1)
-
-
-def _principal_components(settings: Settings, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean image, eigenvectors [n, n] and variances, largest first, of the training images."""
-    images = data.load(settings.data, split="train", size=settings.size)[:].to(device)
-    mean, shape = images.mean(0), images.shape[1:]
-    second = torch.zeros(mean.numel(), mean.numel(), dtype=torch.float64, device=device)
-    for part in images.flatten(1).split(4096):
-        second += (part.mT @ part).double() / len(images)
-    if settings.mirror:
-        places = torch.arange(len(second), device=device).view(shape).flip(-1).flatten()
-        mean = (mean + mean.flip(-1)) / 2
-        second = (second + second[places][:, places]) / 2
-    centre = mean.flatten().double()
-    variances, vectors = torch.linalg.eigh(second - torch.outer(centre, centre))
-    return mean, vectors.flip(1).float(), variances.flip(0).clamp_min(0).float()
+        problem, y = shared.compressed(part, truth, m, draw)
+        drawn = problem.noise.sample(problem.operator(own.to(truth)), shared.seed_of(part, "own", draw))
+        x = solve(problem.operator, torch.cat([y, drawn]), floor).x
+        psnr.append(evaluate.psnr(x[: len(truth)], truth))
+        errors.append((x - both).square().flatten(1).sum(1).double().view(2, -1))
+        recovered.append(x[:4])
+    images = {"draw": settings.seeds, "image": len(truth)}
+    return {}, {
+        "psnr": named(torch.stack(psnr).cpu().numpy(), **images),
+        "error": named(torch.stack(errors, 1).cpu().numpy(), of=("held out", "own"), **images),
+        "recovered": shared.pictures(recovered[0]),
+        "floor": named(floor),
+    }

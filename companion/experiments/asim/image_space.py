@@ -43,14 +43,18 @@ class Settings:
     size: int = 32
     images: int
     budget: int
-    measurements: tuple[int, ...]
-    image_gammas: tuple[float, ...]
+    measurements: tuple[int, ...] = (307, 1229)
+    image_gammas: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
     noisy_m: int
-    noise_norms: tuple[float, ...]
-    norm_gammas: tuple[float, ...]
-    stds: tuple[float, ...]
-    denoising_latent: tuple[float, ...]
-    denoising_image: tuple[float, ...]
+    noise_norms: tuple[float, ...] = (1.0,)
+    norm_gammas: tuple[float, ...] = (0.0, 0.1, 1.0)
+    stds: tuple[float, ...] = (0.05, 0.1)
+    denoising_latent: tuple[float, ...] = (0.1, 0.3, 1.0)
+    denoising_image: tuple[float, ...] = (0.005, 0.02)
+
+
+_TINY: dict[str, Any] = {"measurements": (614,), "image_gammas": (1e-3,), "noise_norms": (0.1,), "norm_gammas": (0.0,)}
+_TINY |= {"stds": (0.1,), "denoising_latent": (1.0,), "denoising_image": (1e-2,)}
 
 
 @dataclass(frozen=True)
@@ -78,30 +82,8 @@ class Search:
     paper="Asim et al. 2020",
     shows="Fig. 58-61",
     profiles={
-        "quick": Settings(
-            images=2,
-            budget=20,
-            measurements=(614,),
-            image_gammas=(1e-3,),
-            noisy_m=614,
-            noise_norms=(0.1,),
-            norm_gammas=(0.0,),
-            stds=(0.1,),
-            denoising_latent=(1.0,),
-            denoising_image=(1e-2,),
-        ),
-        "laptop": Settings(
-            images=6,
-            budget=100,
-            measurements=(307, 1229),
-            image_gammas=(1e-5, 1e-4, 1e-3, 1e-2),
-            noisy_m=1229,
-            noise_norms=(1.0,),
-            norm_gammas=(0.0, 0.1, 1.0),
-            stds=(0.05, 0.1),
-            denoising_latent=(0.1, 0.3, 1.0),
-            denoising_image=(0.005, 0.02),
-        ),
+        "quick": Settings(images=2, budget=20, noisy_m=614, **_TINY),
+        "laptop": Settings(images=6, budget=100, noisy_m=1229),
         "paper": Settings(
             prior="glow-flowers64",
             data="flowers",
@@ -113,7 +95,6 @@ class Search:
             noisy_m=5000,
             noise_norms=(0.1, 1.0),
             norm_gammas=(0.0, 0.01, 0.1, 1.0),
-            stds=(0.05, 0.1),
             denoising_latent=(0.0, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
             denoising_image=(0.001, 0.005, 0.02, 0.05, 0.1),
         ),
@@ -195,8 +176,9 @@ def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict[str, An
 
 @torch.no_grad()
 def _score(prior: Any, problem: measure.Problem, y: torch.Tensor, found: recover.Result) -> dict[str, float]:
-    likelihood = energy.Energy(prior, energy.SquaredMisfit(problem.operator, y), energy.FlowLikelihood(1.0), space="x")
+    misfit = energy.SquaredMisfit(problem.operator, y)
+    point = energy.Energy(prior, misfit, space="x").at(found.x)
     return {
-        "mean misfit": float(likelihood.misfit(found.x).mean()),
-        "mean negative log-likelihood": -float(likelihood.at(found.x).log_prob.mean()),
+        "mean misfit": float(misfit(found.x).mean()),
+        "mean negative log-likelihood": -float(point.log_prob.mean()),
     }

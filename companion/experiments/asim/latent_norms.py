@@ -1,15 +1,17 @@
 """How long the latents of clean and of noisy photographs are, and how far an image moves when its latent does."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from companion import _support, data, measure, priors
+from companion import _support, priors
+from companion.experiments import shared
+from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
 
 # Asim et al. 2020, Fig. 51 (a Glow for CelebA faces at 64×64, n = 12,288): mean ‖Δx‖ over 80 moves towards another
@@ -19,26 +21,31 @@ PUBLISHED = {
     "natural": (0.0056, 0.0290, 0.0524, 0.0994, 0.1703, 0.2415, 0.3372, 0.4580),
     "random": (0.0040, 0.0204, 0.0373, 0.0699, 0.1207, 0.1711, 0.2360, 0.3184),
 }
-DIRECTIONS = ("natural", "random")
+ANSWERS, WAYS = ("dx", "dz"), ("natural", "random")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Which images are moved, and how far.
 
-    Attributes:
-        prior, data, size: checkpoint, data set and side of its images.
-        images: held-out images, at most; fewer where the split has fewer.
-        stds: standard deviations of the noise in each pixel.
-        distances: lengths of the moves, ‖Δz‖ in latent space and ‖Δx‖ in image space.
+    Attributes
+    ----------
+    prior, data, size
+        Checkpoint, data set and side of its images.
+    images
+        Held-out images, at most; fewer where the split has fewer.
+    stds
+        Standard deviations of the noise in each pixel.
+    distances
+        Lengths of the moves, ‖Δz‖ in latent space and ‖Δx‖ in image space.
     """
 
-    prior: str
-    data: str
-    size: int
-    images: int
-    stds: tuple[float, ...]
-    distances: tuple[float, ...]
+    prior: str = "glow-photos32"
+    data: str = "photos"
+    size: int = 32
+    images: int = 95
+    stds: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
+    distances: tuple[float, ...] = (0.01, 0.09, 0.30, 0.80, 1.6, 3.2, 6.4, 12.8)
 
 
 @experiment(
@@ -46,99 +53,61 @@ class Settings:
     paper="Asim et al. 2020",
     shows="Fig. 50, 51",
     profiles={
-        "quick": Settings("glow-photos32", "photos", 32, 8, (0.01, 0.1), (0.01, 0.8)),
-        "laptop": Settings(
-            "glow-photos32",
-            "photos",
-            32,
-            95,
-            (0.01, 0.05, 0.1, 0.2),
-            (0.01, 0.09, 0.30, 0.80, 1.6, 3.2, 6.4, 12.8),
-        ),
+        "quick": Settings(images=8, stds=(0.01, 0.1), distances=(0.01, 0.8)),
+        "laptop": Settings(),
         "paper": Settings(
-            "glow-flowers64",
-            "flowers",
-            64,
-            1000,
-            (0.01, 0.05, 0.1, 0.2),
-            (0.01, 0.05, 0.09, 0.18, 0.30, 0.43, 0.59, 0.80, 1.6, 3.2, 6.4, 12.8),
+            prior="glow-flowers64",
+            data="flowers",
+            size=64,
+            images=1000,
+            distances=(*PUBLISHED["dz"], 1.6, 3.2, 6.4, 12.8),
         ),
     },
 )
-def latent_norms(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def latent_norms(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Encodes held-out images under more and more noise, and moves latents and images in two kinds of directions."""
-    # double precision: moves as small as 0.01 of vectors of thousands of entries drown in rounding else
-    flow = priors.load(settings.prior, context.device).double()
-    images = data.load(settings.data, split="test", size=settings.size)[: settings.images].to(context.device).double()
-
-    def levels() -> tuple[dict, dict]:
-        context.count_evaluations(len(images) * (1 + len(settings.stds)))
-        scored = [score(flow, y) for y in observed(images, settings.stds, context.seed)]
-        return {}, {name: np.stack([each[name] for each in scored]) for name in scored[0]}
-
-    def moves() -> tuple[dict, dict]:
-        context.count_evaluations(4 * len(images) * (1 + len(settings.distances)))
-        return {}, movements(flow, images, settings.distances, context.seed)
-
-    scored, moved = context.part("levels", levels).arrays, context.part("moves", moves).arrays
-    metrics = {
-        "n": flow.latent_dim,
-        "stds": [0.0, *settings.stds],
-        "mean norm": scored["norm"].mean(1).round(3).tolist(),
-        "mean nats": scored["nats"].mean(1).round(1).tolist(),
-        "mean move": {name: values.mean(0).round(5).tolist() for name, values in moved.items()},
-    }
-    # norm, nats: [1 + stds, images], clean images first; "dx natural", …: [images, distances]
-    return metrics, scored | moved
+    stds = (0.0, *settings.stds)
+    arrays = gather(context.map(_score, stds, "levels of noise"), std=stds)
+    moved = context.map(_move, list(product(ANSWERS, WAYS)), "moves")
+    return {}, arrays | gather(moved, answer=ANSWERS, way=WAYS)
 
 
-def observed(images: Tensor, stds: tuple[float, ...], seed: int) -> list[Tensor]:
-    """The images, and the same images with the same noise at each standard deviation."""
-    identity = measure.Identity(tuple(images.shape[1:]))
-    noisy = [measure.Problem(identity, measure.GaussianNoise(std)).observe(images, seed + 1) for std in stds]
-    return [images, *noisy]
+def _loaded(settings: Settings, part: Part) -> tuple[priors.Flow, Tensor]:
+    """Flow and images in double precision: moves of 0.01 of vectors of thousands of entries drown in rounding else."""
+    flow = priors.load(settings.prior, part.device, torch.float64)
+    return flow, shared.images(part, settings.data, "test", settings.images, settings.size).double()
 
 
 @torch.no_grad()
-def score(flow: priors.Flow, x: Tensor) -> dict[str, np.ndarray]:
-    """‖z‖ and −log p(x) in nats of images x, each [batch]."""
+def _score(settings: Settings, part: Part, std: float) -> tuple[dict, dict]:
+    """‖z‖, and −log p(x) in nats, of images with the same noise at each level."""
+    flow, x = _loaded(settings, part)
+    if std:
+        x = shared.denoising(part, x, std)[1]
+    part.count_evaluations(len(x))
     found = [(flow.encode(some).norm(dim=1), -flow.log_prob(some)) for some in x.split(50)]
     norm, nats = (torch.cat(values).cpu().numpy() for values in zip(*found, strict=True))
-    return {"norm": norm, "nats": nats}
+    return {}, {"norm": named(norm, image=len(x)), "nats": named(nats, image=len(x))}
 
 
 @torch.no_grad()
-def movements(flow: priors.Flow, x: Tensor, distances: tuple[float, ...], seed: int) -> dict[str, np.ndarray]:
-    """How far images move when their latents do ("dx …"), and latents when their images do ("dz …").
+def _move(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, dict]:
+    """How far images move when their latents do ("dx"), or latents when their images do ("dz").
 
-    "natural" is the direction towards the next image, or its latent; "random" is uniform on the sphere. Each array is
-    [batch, distances].
+    "natural" is the direction towards the next image, or its latent; "random" is uniform on the sphere.
     """
-    z = torch.cat([flow.encode(some) for some in x.split(50)])
-    flat = x.flatten(1)
-    draw = _support.generator(seed + 2)
+    answer, way = item
+    flow, x = _loaded(settings, part)
+    start = x.flatten(1) if answer == "dz" else torch.cat([flow.encode(some) for some in x.split(50)])
 
-    def decode(latents: Tensor) -> Tensor:
-        return flow.decode(latents).flatten(1)
+    def function(moved: Tensor) -> Tensor:
+        return flow.encode(moved.view(-1, *x.shape[1:])) if answer == "dz" else flow.decode(moved).flatten(1)
 
-    def encode(pixels: Tensor) -> Tensor:
-        return flow.encode(pixels.view(-1, *x.shape[1:]))
-
-    moved = {}
-    for answer, start, function in (("dx", z, decode), ("dz", flat, encode)):
-        random = torch.stack([_support.normal(start.shape[1:], draw, start) for _ in start])
-        for kind, way in zip(DIRECTIONS, (start.roll(-1, 0) - start, random), strict=True):
-            moved[f"{answer} {kind}"] = _answers(function, start, way, distances)
-    return moved
-
-
-def _answers(
-    function: Callable[[Tensor], Tensor], start: Tensor, way: Tensor, distances: tuple[float, ...]
-) -> np.ndarray:
-    """Distance between function(start) and function(start + distance · unit vector along `way`), [batch, distances]."""
-    unit = way / way.norm(dim=1, keepdim=True)
-    rows = []
-    for some, along in zip(start.split(50), unit.split(50), strict=True):
+    random = _support.normal(start.shape, part.seed, start, "directions", answer)
+    along = start.roll(-1, 0) - start if way == "natural" else random
+    along, rows = along / along.norm(dim=1, keepdim=True), []
+    for some, unit in zip(start.split(50), along.split(50), strict=True):
         here = function(some)
-        rows.append(torch.stack([(function(some + d * along) - here).norm(dim=1) for d in distances], 1))
-    return torch.cat(rows).cpu().numpy()
+        rows.append(torch.stack([(function(some + d * unit) - here).norm(dim=1) for d in settings.distances], 1))
+    part.count_evaluations(len(x) * (1 + len(settings.distances)))
+    return {}, {"move": named(torch.cat(rows).cpu().numpy(), image=len(x), distance=settings.distances)}

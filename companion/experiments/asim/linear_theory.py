@@ -4,36 +4,41 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from companion import _support, measure, priors, recover
 from companion.energy import Energy, LatentNorm, NoiseMisfit
+from companion.experiments import shared
+from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
 from companion.recover.gaussian import gaussian_map
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of the study.
 
-    Attributes:
-        n: dimension of the linear flows.
-        spectra: of their singular values; see `spectrum`.
-        counts: numbers of measurements for them, 4 <= m < n.
-        draws: of A for each spectrum and m.
-        samples: of x for each A.
-        solved: problems for each spectrum that the minimisers solve too, at m = n / 4.
+    Attributes
+    ----------
+    n, spectra
+        Dimension of the linear flows, and spectra of their singular values; see `spectrum`.
+    counts
+        Numbers of measurements for them, 4 <= m < n.
+    draws, samples
+        Draws of A for each spectrum and m, and of x for each A.
+    solved
+        Problems for each spectrum that the minimisers solve too, at m = n / 4.
     """
 
     n: int
-    spectra: tuple[str, ...]
+    spectra: tuple[str, ...] = ("power 0", "power 0.5", "power 1", "power 1.5", "power 2", "exponential 6", "step 0.05")
     counts: tuple[int, ...]
     draws: int
-    samples: int
-    solved: int
+    samples: int = 8
+    solved: int = 8
 
 
 def linear_flow(sigma: Tensor, seed: int) -> priors.Linear:
@@ -87,116 +92,84 @@ def predicted_error(sigma: Tensor, m: int) -> float:
     return math.exp(low) * m
 
 
+BOUNDS = {"lower": lower_bound, "upper": upper_bound, "sharper": sharper_bound, "predicted": predicted_error}
+
+
 @experiment(
     "asim.linear-theory",
     paper="Hand, lecture notes; Asim et al. 2020",
     shows="Theorem for linear invertible priors",
     profiles={
         "quick": Settings(
-            n=24,
-            spectra=("power 0", "power 1", "exponential 4", "step 0.1"),
-            counts=(4, 12, 23),
-            draws=20,
-            samples=8,
-            solved=2,
+            n=24, spectra=("power 0", "power 1", "exponential 4", "step 0.1"), counts=(4, 12, 23), draws=20, solved=2
         ),
-        "laptop": Settings(
-            n=64,
-            spectra=("power 0", "power 0.5", "power 1", "power 1.5", "power 2", "exponential 6", "step 0.05"),
-            counts=(4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 60, 63),
-            draws=200,
-            samples=8,
-            solved=8,
-        ),
-        "paper": Settings(
-            n=1024,
-            spectra=("power 0", "power 0.5", "power 1", "power 1.5", "power 2", "exponential 6", "step 0.05"),
-            counts=(4, 8, 16, 32, 64, 128, 256, 512, 768, 1000, 1020),
-            draws=100,
-            samples=8,
-            solved=8,
-        ),
+        "laptop": Settings(n=64, counts=(4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 60, 63), draws=200),
+        "paper": Settings(n=1024, counts=(4, 8, 16, 32, 64, 128, 256, 512, 768, 1000, 1020), draws=100),
     },
+    tolerances={"difference": None},
 )
-def linear_theory(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def linear_theory(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Checks the two-sided error bound for linear flows, and the minimisers against the closed form."""
-    sigmas = [spectrum(name, settings.n) for name in settings.spectra]
-    bounds = {
-        name: np.array([[bound(sigma, m) for m in settings.counts] for sigma in sigmas])
-        for name, bound in {
-            "lower": lower_bound,
-            "upper": upper_bound,
-            "sharper": sharper_bound,
-            "predicted": predicted_error,
-        }.items()
-    }
-    metrics: dict[str, Any] = {
-        "spectra": list(settings.spectra),
-        "counts": list(settings.counts),
-        "n": settings.n,
-        "largest difference": {},
-    }
-    errors: dict[str, list[np.ndarray]] = {"expected": [], "sampled": []}
-    for name, sigma in zip(context.progress(settings.spectra, "spectra"), sigmas, strict=True):
-
-        def part(sigma: Tensor = sigma) -> tuple[dict, dict]:
-            flow = linear_flow(sigma, context.seed)
-            return _solved(settings, context, flow), _monte_carlo(settings, context, flow)
-
-        outcome = context.part(f"spectrum={name}", part)
-        metrics["largest difference"][name] = outcome.metrics
-        for kind, values in errors.items():
-            values.append(outcome.arrays[kind])
-    # [spectra, m, draws]
-    arrays = {kind: np.stack(values) for kind, values in errors.items()}
-    mean = arrays["expected"].mean(2)
-    metrics["cases"] = int(mean.size)
-    # The lower bound holds for every A, with equality for a flat spectrum: rounding is allowed for.
-    metrics["lower holds"] = int((arrays["expected"] >= bounds["lower"][:, :, None] * (1 - 1e-9)).all(2).sum())
-    metrics["upper holds"] = int((mean <= bounds["upper"]).sum())
-    metrics["sharper holds"] = int((mean <= bounds["sharper"] * (1 + 1e-9)).sum())
-    return metrics, arrays | bounds | {"sigma": torch.stack(sigmas).numpy()}
+    arrays = gather(context.map(_study, settings.spectra, "spectra"), spectrum=settings.spectra)
+    expected, bound = arrays["expected"].values, {name: arrays[name].values for name in BOUNDS}
+    mean = expected.mean(2)
+    return {
+        "cases": mean.size,
+        # It holds for every A, with equality for a flat spectrum: rounding is allowed for.
+        "lower holds": int((expected >= bound["lower"][:, :, None] * (1 - 1e-9)).all(2).sum()),
+        "upper holds": int((mean <= bound["upper"]).sum()),
+        "sharper holds": int((mean <= bound["sharper"] * (1 + 1e-9)).sum()),
+    }, arrays
 
 
-def _monte_carlo(settings: Settings, context: Context, flow: priors.Linear) -> dict[str, np.ndarray]:
-    """‖x̂ − x‖² for each m and A, [m, draws]: its expectation over x, and its mean over sampled x."""
-    results: dict[str, list[list[float]]] = {"expected": [], "sampled": []}
+def _study(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
+    """One spectrum: bounds, ‖x̂ − x‖² for each m and A, and how far minimisers end from the closed form.
+
+    Of the error, its expectation over x and its mean over sampled x; of the minimisers, the largest difference of a
+    pixel relative to the largest pixel of x.
+    """
+    sigma = spectrum(name, settings.n)
+    flow = linear_flow(sigma, part.seed)
+    expected, sampled = [], []
     for m in settings.counts:
-        rows: dict[str, list[float]] = {"expected": [], "sampled": []}
         for draw in range(settings.draws):
-            seed = 100_000 * context.seed + draw
-            operator = measure.Gaussian(flow.shape, m, seed)
+            operator = measure.Gaussian(flow.shape, m, shared.seed_of(part, "draw", draw), domain="real")
             # E‖x̂ − x‖² = ‖G (I − P)‖², P the projection onto the rows of A G.
-            rows_of_ag = torch.linalg.qr(operator(flow.weight.mT))[0]
-            left = flow.weight - flow.weight @ rows_of_ag @ rows_of_ag.mT
-            rows["expected"].append(float(left.square().sum()))
-            # A seed of its own: that of A would draw x along a row of A.
-            source = torch.Generator().manual_seed(8_000_000 + seed)
-            z = torch.randn(settings.samples, flow.latent_dim, generator=source, dtype=torch.float64)
-            x = flow.decode(z)
-            error = (gaussian_map(operator, operator(x), flow.weight).x - x).square().sum(1)
-            rows["sampled"].append(float(error.mean()))
-        for kind, values in rows.items():
-            results[kind].append(values)
-    return {kind: np.array(values) for kind, values in results.items()}
+            rows = torch.linalg.qr(operator(flow.weight.mT))[0]
+            expected.append((flow.weight - flow.weight @ rows @ rows.mT).square().sum())
+            x = _images(part, flow, settings.samples, draw)
+            sampled.append((gaussian_map(operator, operator(x), flow.weight).x - x).square().sum(1).mean())
+    errors = {"expected": torch.stack(expected), "sampled": torch.stack(sampled)}
+    bounds = {name: [bound(sigma, m) for m in settings.counts] for name, bound in BOUNDS.items()}
+    return {}, {
+        **{
+            name: named(value.view(-1, settings.draws).numpy(), m=settings.counts, draw=settings.draws)
+            for name, value in errors.items()
+        },
+        **{name: named(value, m=settings.counts) for name, value in bounds.items()},
+        "sigma": named(sigma.numpy(), component=range(1, settings.n + 1)),
+        "difference": _solved(settings, part, flow),
+    }
 
 
-def _solved(settings: Settings, context: Context, flow: priors.Linear) -> dict[str, Any]:
-    """Largest difference of a pixel between minimiser and closed form, relative to the largest pixel of x."""
-    operator = measure.Gaussian(flow.shape, settings.n // 4, 9_000_000 + context.seed)
-    source = torch.Generator().manual_seed(9_500_000 + context.seed)
-    x = flow.decode(torch.randn(settings.solved, flow.latent_dim, generator=source, dtype=torch.float64))
-    noise = measure.GaussianNoise(0.01 * float(operator(x).square().mean().sqrt()))
-    noisy = measure.Problem(operator, noise).observe(x, source)
-    posterior = Energy(flow, NoiseMisfit(measure.Problem(operator, noise), noisy), LatentNorm(0.5, squared=True))
+def _images(part: Part, flow: priors.Linear, number: int, draw: str | int) -> Tensor:
+    source = _support.generator(part.seed, "images", draw)
+    return flow.decode(torch.randn(number, flow.latent_dim, generator=source, dtype=torch.float64))
+
+
+def _solved(settings: Settings, part: Part, flow: priors.Linear) -> Named:
+    operator = measure.Gaussian(flow.shape, settings.n // 4, shared.seed_of(part, "draw", "solved"), domain="real")
+    x = _images(part, flow, settings.solved, "solved")
+    exact = operator(x)
+    std = 0.01 * float(exact.square().mean().sqrt())
+    problem = measure.Problem(operator, measure.GaussianNoise(std))
+    noisy = problem.observe(x, shared.seed_of(part, "draw", "solved"))
+    posterior = Energy(flow, NoiseMisfit(problem, noisy), LatentNorm(0.5, squared=True))
     options: dict[str, Any] = {"max_iterations": 5000, "tolerance_gradient": 1e-9}
     found = {
-        "from zero": recover.flow_latent(flow, operator, operator(x), **options),
+        "from zero": recover.flow_latent(flow, operator, exact, **options),
         "posterior": recover.minimise(posterior, x.new_zeros(len(x), flow.latent_dim), **options),
     }
-    exact = {
-        "from zero": gaussian_map(operator, operator(x), flow.weight),
-        "posterior": gaussian_map(operator, noisy, flow.weight, noise_std=noise.std),
-    }
-    context.count_evaluations(sum(int(result.evaluations.sum()) for result in found.values()))
-    return {name: float((found[name].x - exact[name].x).abs().max() / x.abs().max()) for name in found}
+    closed = [gaussian_map(operator, exact, flow.weight), gaussian_map(operator, noisy, flow.weight, noise_std=std)]
+    apart = [(part.count(each).x - best.x).abs().max() for each, best in zip(found.values(), closed, strict=True)]
+    return named([float(each / x.abs().max()) for each in apart], search=list(found))

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from companion import priors, recover, training
+from companion._support import generator
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
 from companion.experiments.results import Result
 from companion.measure.base import LinearOperator
@@ -19,42 +22,60 @@ CENTRE, SPREAD = 0.5, 0.1  # of x₁: half of the points near −0.5, half near 
 NLL = math.log(4) + math.log(SPREAD * math.sqrt(2 * math.pi * math.e))  # nats: what a perfect model would score
 SPACES = ("latent, no penalty", "latent", "image")
 STARTS = ("origin", "normal", "square", "bridge")
+KINDS = ("second coordinate", "random direction")  # what is measured
 FITS, STRIPE = 0.05, 3 * SPREAD  # how far an estimate may be from y, and from the axis of a stripe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of the study.
 
-    Attributes:
-        points, width, couplings, steps: of the flow and its training.
-        tuned_on: validation problems on which γ is chosen, for each space and solver.
-        problems: for the measurement of x₂, and for all random directions together.
-        directions: random directions.
-        budget: evaluations for one problem.
-        solvers: methods of `recover.minimise`.
-        gammas: to choose from.
-        learning_rate: of Adam.
+    Attributes
+    ----------
+    points, width, couplings, steps
+        Of the flow and its training.
+    tuned_on
+        Validation problems on which γ is chosen, for each space and solver.
+    problems
+        For the measurement of x₂, and for all random directions together.
+    directions
+        Random directions.
+    budget
+        Evaluations for one problem.
+    solvers, learning_rate
+        Methods of `recover.minimise`, and Adam's step size.
+    gammas
+        To choose from.
     """
 
-    points: int
-    width: int
-    couplings: int
-    steps: int
-    tuned_on: int
-    problems: int
-    directions: int
-    budget: int
-    solvers: tuple[str, ...]
-    gammas: tuple[float, ...]
-    learning_rate: float
+    points: int = 4000
+    width: int = 64
+    couplings: int = 8
+    steps: int = 1500
+    tuned_on: int = 40
+    problems: int = 240
+    directions: int = 6
+    budget: int = 100
+    solvers: tuple[str, ...] = ("lbfgs", "adam")
+    learning_rate: float = 0.05
+    gammas: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+
+    def flow(self, weights: np.ndarray) -> priors.PointFlow:
+        """The flow with such weights, all in a row, frozen, in float64."""
+        flow = priors.PointFlow(couplings=self.couplings, width=self.width).double().eval().requires_grad_(False)
+        torch.nn.utils.vector_to_parameters(torch.tensor(weights), flow.parameters())
+        return flow
+
+    def options(self, solver: str) -> dict[str, Any]:
+        """What `search` hands on to the solver."""
+        return {"method": solver, "max_evaluations": self.budget, "learning_rate": self.learning_rate}
 
 
 class Along(LinearOperator):
     """y = ⟨a, x⟩ for points x, [batch, 2], and a direction a, [2]."""
 
     def __init__(self, direction: Tensor) -> None:
-        super().__init__((2,), (1,))
+        super().__init__((2,), (1,), domain="real")
         self.direction = direction
 
     def apply(self, x: Tensor) -> Tensor:
@@ -66,39 +87,26 @@ class Along(LinearOperator):
         return y * self.direction.to(y)
 
 
-def points(number: int, seed: int) -> Tensor:
+def points(number: int, seed: int, *stream: str | int) -> Tensor:
     """Draws from two stripes, float64 [number, 2]: x₁ ~ ½ N(−0.5, 0.1²) + ½ N(0.5, 0.1²), x₂ ~ U(−1, 1)."""
-    source = torch.Generator().manual_seed(seed)
+    source = generator(seed, "points", *stream)
     side = torch.randint(2, (number,), generator=source) * 2 - 1
     x1 = CENTRE * side + SPREAD * torch.randn(number, generator=source, dtype=torch.float64)
     return torch.stack([x1, 2 * torch.rand(number, generator=source, dtype=torch.float64) - 1], 1)
 
 
-def train(number: int, width: int, couplings: int, steps: int, seed: int = 0) -> priors.PointFlow:
-    """A flow trained on `number` points by maximum likelihood, frozen, in float64."""
-    flow = priors.PointFlow(couplings=couplings, width=width, seed=seed)
-    options = training.Schedule(
-        steps=steps, batch_size=256, learning_rate=5e-3, checkpoint_every=steps, validate_every=steps, seed=seed
-    )
-    training.fit(flow, points(number, seed).float(), training.PointLikelihood(), options, progress=False)
-    return flow.double().eval().requires_grad_(False)
-
-
 def flow_of(result: Result) -> priors.PointFlow:
     """The flow that a stored run trained and used, frozen, in float64."""
-    settings = result.provenance.settings
-    flow = priors.PointFlow(couplings=settings["couplings"], width=settings["width"])
-    flow.load_state_dict({name: torch.tensor(result.arrays[f"flow/{name}"]) for name in flow.state_dict()})
-    return flow.double().eval().requires_grad_(False)
+    return Settings(**result.provenance.settings).flow(result.arrays["flow"])
 
 
-def start(flow: priors.PointFlow, how: str, number: int, seed: int) -> Tensor:
+def start(flow: priors.PointFlow, how: str, number: int, seed: int, *stream: str | int) -> Tensor:
     """Initial latents, [number, 2], by the name in `STARTS`.
 
     "origin": 0. "normal": N(0, I). "square": those of points uniform in [−1, 1]². "bridge": those of points between the
     stripes, |x₁| <= 0.15, where hardly any data lie.
     """
-    source = torch.Generator().manual_seed(seed)
+    source = generator(seed, "start", *stream)
     if how == "origin":
         return torch.zeros(number, 2, dtype=torch.float64)
     if how == "normal":
@@ -140,123 +148,99 @@ def ceiling(operator: Along, y: Tensor) -> float:
     paper="Asim et al. 2020",
     shows="Fig. 8, 53-56",
     profiles={
-        "quick": Settings(1000, 32, 6, 120, 8, 8, 2, 60, ("lbfgs",), (1e-3, 1e-2), 0.05),
-        "laptop": Settings(4000, 64, 8, 1500, 40, 240, 6, 100, ("lbfgs", "adam"), (1e-3, 3e-3, 1e-2, 3e-2), 0.05),
+        "quick": Settings(
+            points=1000,
+            width=32,
+            couplings=6,
+            steps=120,
+            tuned_on=8,
+            problems=8,
+            directions=2,
+            budget=60,
+            solvers=("lbfgs",),
+            gammas=(1e-3, 1e-2),
+        ),
+        "laptop": Settings(),
         "paper": Settings(
-            4000, 64, 8, 6000, 240, 1200, 60, 600, ("lbfgs", "adam"), (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), 0.02
+            steps=6000,
+            tuned_on=240,
+            problems=1200,
+            directions=60,
+            budget=600,
+            learning_rate=0.02,
+            gammas=(1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         ),
     },
 )
-def planar(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def planar(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """Recovers points of the plane from one number, by search in latent and in image space."""
-
-    def trained() -> tuple[dict, dict]:
-        flow = train(settings.points, settings.width, settings.couplings, settings.steps, context.seed)
-        nll = -float(flow.log_prob(points(4000, 900_000 + context.seed)).mean())
-        return {"nll": nll}, {f"flow/{name}": value.numpy() for name, value in flow.state_dict().items()}
-
-    outcome = context.part("flow", trained)
-    flow = priors.PointFlow(couplings=settings.couplings, width=settings.width)
-    flow.double().load_state_dict({name[5:]: torch.tensor(value) for name, value in outcome.arrays.items()})
-    flow.eval().requires_grad_(False)
-    origin = flow.decode(torch.zeros(1, 2, dtype=torch.float64))
-    metrics: dict[str, Any] = {
-        "nll": outcome.metrics["nll"],
-        "nll of a perfect model": NLL,
-        "image of the origin": origin[0].tolist(),
-        "solvers": list(settings.solvers),
-        "spaces": list(SPACES),
-        "starts": list(STARTS),
-        "gamma": {},
-        "rates": {},
-        "ceiling": {},
-    }
-    arrays: dict[str, np.ndarray] = dict(outcome.arrays)
-    for solver in settings.solvers:
-        for space in ("latent", "image"):
-            choose = partial(_choose_gamma, settings, context, flow, solver, space)
-            chosen = context.part(f"gamma {solver} {space}", choose)
-            metrics["gamma"][f"{solver}, {space}"] = chosen.metrics["gamma"]
-    for name, directions in _directions(settings.directions, context.seed).items():
-        solve = partial(_rates, settings, context, flow, directions, metrics["gamma"])
-        found = context.part(f"problems {name}", solve)
-        metrics["rates"][name], metrics["ceiling"][name] = found.metrics["rates"], found.metrics["ceiling"]
-        arrays |= {f"{name}/{key}": value for key, value in found.arrays.items()}
-    return metrics, arrays
+    (trained,) = context.map(_train, ["flow"], "training")
+    weights = trained.arrays["flow"]
+    pairs = list(product(settings.solvers, SPACES))
+    tuned = context.map(_choose, [(*pair, weights) for pair in pairs], "weights")
+    chosen = [outcome.metrics["gamma"] for outcome in tuned]
+    searches = [(kind, *pair, gamma, weights) for kind in KINDS for pair, gamma in zip(pairs, chosen, strict=True)]
+    found = gather(context.map(_search, searches, "problems"), direction=KINDS, solver=settings.solvers, space=SPACES)
+    gammas = named(np.reshape(chosen, (-1, len(SPACES))), solver=settings.solvers, space=SPACES)
+    given = {kind: _problems(settings, kind, settings.problems, context.seed, "test") for kind in KINDS}
+    ceilings = {kind: float(np.mean([ceiling(a, y) for a, _, y in each])) for kind, each in given.items()}
+    truth = np.stack([torch.cat([x for _, x, _ in each]).numpy() for each in given.values()])
+    truths = named(truth, direction=KINDS, image=truth.shape[1], coordinate=2)
+    arrays: dict[str, Any] = {"gamma": gammas, "truth": truths, "flow": weights}
+    return trained.metrics | {"ceiling": ceilings}, found | arrays
 
 
-def _directions(number: int, seed: int) -> dict[str, Tensor]:
-    """The paper's direction, (0, 1), and random ones; [directions, 2] each."""
-    draws = torch.randn(number, 2, generator=torch.Generator().manual_seed(40_000 + seed), dtype=torch.float64)
-    return {
-        "second coordinate": torch.tensor([[0.0, 1.0]], dtype=torch.float64),
-        "random direction": draws / draws.norm(dim=1, keepdim=True),
-    }
+def _train(settings: Settings, part: Part, _: str) -> tuple[dict, dict]:
+    """A flow trained by maximum likelihood: −log p of other points, and the weights."""
+    flow = priors.PointFlow(couplings=settings.couplings, width=settings.width, seed=part.seed)
+    steps = settings.steps
+    schedule = training.Schedule(
+        steps=steps, batch_size=256, learning_rate=5e-3, checkpoint_every=steps, validate_every=steps, seed=part.seed
+    )
+    data = points(settings.points, part.seed, "training").float()
+    training.fit(flow, data, training.PointLikelihood(), schedule, progress=False)
+    weights = torch.nn.utils.parameters_to_vector(flow.parameters()).detach().double().numpy()
+    nll = -float(settings.flow(weights).log_prob(points(4000, part.seed, "held out")).mean())
+    return {"nll": nll}, {"flow": weights}
 
 
-def _options(settings: Settings, solver: str) -> dict[str, Any]:
-    return {"method": solver, "max_evaluations": settings.budget, "learning_rate": settings.learning_rate}
+def _problems(settings: Settings, kind: str, number: int, seed: int, stream: str) -> list[tuple[Along, Tensor, Tensor]]:
+    """Operator, points and measurements for the paper's direction, (0, 1), or for each random one."""
+    count = settings.directions if stream == "test" else 1
+    draws = torch.randn(count, 2, generator=generator(seed, "directions", stream), dtype=torch.float64)
+    if kind == KINDS[0]:
+        draws = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    operators = [Along(draw / draw.norm()) for draw in draws]
+    truths = [points(number // len(draws), seed, stream, kind, k) for k in range(len(draws))]
+    return [(operator, truth, operator(truth)) for operator, truth in zip(operators, truths, strict=True)]
 
 
-def _choose_gamma(
-    settings: Settings, context: Context, flow: priors.PointFlow, solver: str, space: str
-) -> tuple[dict, dict]:
+def _choose(settings: Settings, part: Part, item: tuple[str, str, np.ndarray]) -> tuple[dict, dict]:
     """The γ with which most validation problems are explained from a stripe, over all starts and both directions."""
-    directions = torch.cat([part[:1] for part in _directions(1, 77 + context.seed).values()])
-    scores = dict.fromkeys(settings.gammas, 0.0)
-    for k, direction in enumerate(directions):
-        operator = Along(direction)
-        truth = points(settings.tuned_on, 50_000 + 100 * context.seed + k)
-        for how in STARTS:
-            z0 = start(flow, how, len(truth), 60_000 + context.seed)
-            for gamma in settings.gammas:
-                found = search(flow, operator, operator(truth), z0, space, gamma, **_options(settings, solver))
-                context.count_evaluations(int(found.evaluations.sum()))
-                scores[gamma] += float(judge(found.x, truth, operator, operator(truth))["explains"].double().mean())
+    solver, space, weights = item
+    flow, scores = settings.flow(weights), dict.fromkeys(settings.gammas, 0.0)
+    if space == SPACES[0]:
+        return {"gamma": 0.0}, {}
+    for kind, how, gamma in product(KINDS, STARTS, settings.gammas):
+        ((operator, truth, y),) = _problems(settings, kind, settings.tuned_on, part.seed, "validation")
+        z0 = start(flow, how, len(truth), part.seed, "validation")
+        found = part.count(search(flow, operator, y, z0, space, gamma, **settings.options(solver)))
+        scores[gamma] += float(judge(found.x, truth, operator, y)["explains"].double().mean())
     return {"gamma": max(scores, key=lambda gamma: scores[gamma])}, {}
 
 
-def _rates(
-    settings: Settings, context: Context, flow: priors.PointFlow, directions: Tensor, gammas: dict[str, float]
-) -> tuple[dict, dict]:
-    """Rates by solver, space and start, and the estimates, [solvers, spaces, starts, problems, 2]."""
-    each = settings.problems // len(directions)
-    shape = (len(settings.solvers), len(SPACES), len(STARTS))
-    verdicts: dict[str, np.ndarray] = {
-        key: np.zeros((*shape, len(directions), each), bool) for key in ("fits", "explains", "right")
+def _search(settings: Settings, part: Part, item: tuple[str, str, str, float, np.ndarray]) -> tuple[dict, dict]:
+    """Estimates from every start, what they cost, and the verdicts on them."""
+    kind, solver, space, gamma, weights = item
+    flow, rows = settings.flow(weights), []
+    for how in STARTS:
+        for k, (operator, truth, y) in enumerate(_problems(settings, kind, settings.problems, part.seed, "test")):
+            z0 = start(flow, how, len(truth), part.seed, "test", kind, k)
+            found = part.count(search(flow, operator, y, z0, space, gamma, **settings.options(solver)))
+            rows.append({"x": found.x.float(), "evaluations": found.evaluations, **judge(found.x, truth, operator, y)})
+    arrays = {name: torch.cat([row[name] for row in rows]).unflatten(0, (len(STARTS), -1)).numpy() for name in rows[0]}
+    images = arrays["fits"].shape[1]
+    return {}, {
+        name: named(value, start=STARTS, image=images, **({"coordinate": 2} if name == "x" else {}))
+        for name, value in arrays.items()
     }
-    estimates = np.zeros((*shape, len(directions), each, 2), np.float32)
-    spent = np.zeros((*shape, len(directions), each), np.int64)
-    truths, ceilings = [], []
-    for d, direction in enumerate(directions):
-        operator = Along(direction)
-        truth = points(each, 70_000 + 100 * context.seed + d)
-        y = operator(truth)
-        truths.append(truth)
-        ceilings.append(ceiling(operator, y))
-        for k, how in enumerate(STARTS):
-            z0 = start(flow, how, each, 80_000 + 100 * context.seed + d)
-            for i, solver in enumerate(settings.solvers):
-                for j, space in enumerate(SPACES):
-                    gamma = gammas.get(f"{solver}, {space}", 0.0)
-                    found = search(flow, operator, y, z0, space, gamma, **_options(settings, solver))
-                    context.count_evaluations(int(found.evaluations.sum()))
-                    estimates[i, j, k, d], spent[i, j, k, d] = found.x.numpy(), found.evaluations.numpy()
-                    for key, value in judge(found.x, truth, operator, y).items():
-                        verdicts[key][i, j, k, d] = value.numpy()
-    rates = {
-        solver: {
-            space: {
-                how: {key: float(value[i, j, k].mean()) for key, value in verdicts.items()}
-                for k, how in enumerate(STARTS)
-            }
-            for j, space in enumerate(SPACES)
-        }
-        for i, solver in enumerate(settings.solvers)
-    }
-    return {"rates": rates, "ceiling": float(np.mean(ceilings))}, {
-        "x": estimates.reshape(*shape, -1, 2),
-        "evaluations": spent.reshape(*shape, -1),
-        "truth": torch.cat(truths).numpy(),
-        "direction": directions.numpy(),
-    } | {key: value.reshape(*shape, -1) for key, value in verdicts.items()}

@@ -11,31 +11,36 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from companion import data, priors
+from companion import _support, priors
+from companion.experiments import shared
+from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
 
 METHODS = ("ordinary", "rebuilt")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of the comparison.
 
-    Attributes:
-        size: side of the photographs.
-        levels, width: of every Glow.
-        depths: steps of flow K in each level.
-        images: photographs in the batch.
-        rounds: timed runs of each method, in turn.
+    Attributes
+    ----------
+    size, images
+        Side of the photographs, and how many are in the batch.
+    levels, width, depths
+        Of every Glow, and steps of flow K in each of its levels.
+    rounds
+        Timed runs of each method, in turn.
     """
 
-    size: int
-    levels: int
-    width: int
-    depths: tuple[int, ...]
-    images: int
-    rounds: int
+    size: int = 32
+    levels: int = 3
+    width: int = 128
+    depths: tuple[int, ...] = (4, 8, 16, 32)
+    images: int = 16
+    rounds: int = 15
 
 
 @experiment(
@@ -43,46 +48,31 @@ class Settings:
     paper="Hand, lecture notes",
     shows="memory savings in back-propagation; Gomez et al. 2017, table 1",
     profiles={
-        "quick": Settings(32, 2, 16, (2, 4), 2, 1),
-        "laptop": Settings(32, 3, 128, (4, 8, 16, 32), 16, 15),
-        "paper": Settings(64, 4, 512, (4, 8, 16, 32, 48), 16, 20),
+        "quick": Settings(levels=2, width=16, depths=(2, 4), images=2, rounds=1),
+        "laptop": Settings(),
+        "paper": Settings(size=64, levels=4, width=512, depths=(4, 8, 16, 32, 48), rounds=20),
     },
+    tolerances={"seconds": None, "gradient error": None, "peak": 0.1},
 )
-def memory(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def memory(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Measures bytes kept for the backward pass, peak and time of log_prob and its gradient, against the depth."""
-    images = data.load("photos", split="train", size=settings.size)[: settings.images].to(context.device)
-    results: dict[str, list[np.ndarray]] = {}
-    for depth in context.progress(settings.depths, "depths"):
-
-        def part(depth: int = depth) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-            return {}, _one_depth(settings, context, depth, images)
-
-        for name, value in context.part(f"K={depth}", part).arrays.items():
-            results.setdefault(name, []).append(value)
-    arrays = {name: np.stack(values, -1) for name, values in results.items()}
-    metrics = {
-        "methods": list(METHODS),
-        "depths": list(settings.depths),
-        "gradient error": arrays.pop("error").tolist(),
-        # The fastest round is the one that other work on the machine disturbed least.
-        "time ratio": np.divide(*arrays["seconds"].min(1)[::-1]).tolist(),
-    }
-    return metrics, arrays
+    return {}, gather(context.map(_one_depth, settings.depths, "depths"), depth=settings.depths)
 
 
-def _one_depth(settings: Settings, context: Context, depth: int, images: Tensor) -> dict[str, np.ndarray]:
-    """Arrays kept [2], peak [2] (bytes), seconds [2, rounds] and error, relative, of the gradient."""
-    plain = glow(settings, depth, images, context.seed)
+def _one_depth(settings: Settings, part: Part, depth: int) -> tuple[dict, dict]:
+    """Bytes kept and at the peak, seconds, and the relative error of the gradient."""
+    images = shared.images(part, "photos", "train", settings.images, settings.size)
+    plain = glow(settings, depth, images, part.seed)
     steps = [partial(_loss, flow, images) for flow in (plain, priors.memory_saving(plain))]
     gradients = [torch.autograd.grad(step(), [*plain.parameters()]) for step in steps]
     ordinary, rebuilt = (torch.cat([g.flatten() for g in found]) for found in gradients)
     seconds = [[_seconds(step, plain) for step in steps] for _ in range(settings.rounds)]
-    context.count_evaluations(len(images) * len(steps) * (settings.rounds + 3))
-    return {
-        "kept": np.array([kept_bytes(step, plain) for step in steps]),
-        "peak": np.array([_peak_bytes(step, plain) for step in steps]),
-        "seconds": np.array(seconds).T,
-        "error": np.array(float((rebuilt - ordinary).norm() / ordinary.norm())),
+    part.count_evaluations(len(images) * len(steps) * (settings.rounds + 3))
+    return {}, {
+        "kept": named([kept_bytes(step, plain) for step in steps], method=METHODS),
+        "peak": named([_peak_bytes(step, plain) for step in steps], method=METHODS),
+        "seconds": named(seconds, round=settings.rounds, method=METHODS),
+        "gradient error": named(float((rebuilt - ordinary).norm() / ordinary.norm())),
     }
 
 
@@ -93,7 +83,7 @@ def _loss(flow: priors.Flow, images: Tensor) -> Tensor:
 def glow(settings: Settings, depth: int, images: Tensor, seed: int) -> priors.Glow:
     """A Glow with random weights whose couplings do something, initialised from `images`."""
     flow = priors.Glow((3, settings.size, settings.size), settings.levels, depth, settings.width, seed=seed)
-    source = torch.Generator().manual_seed(seed)
+    source = _support.generator(seed, "weights")
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.003 * torch.randn(parameter.shape, generator=source))

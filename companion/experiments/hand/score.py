@@ -3,31 +3,38 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from companion import _support, data, priors
+from companion import _support, priors
+from companion.experiments import shared
+from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
 
+SPLITS = ("train", "test")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of the score.
 
-    Attributes:
-        prior, data: checkpoint and the data set that it was trained on.
-        images: test images, and as many training images.
-        draws: dequantisations of one image for the tighter bound.
-        tightened: test images for which that bound is computed.
+    Attributes
+    ----------
+    prior, data
+        Checkpoint and the data set that it was trained on.
+    images
+        Test images, and as many training images.
+    draws, tightened
+        Dequantisations of one image for the tighter bound, and test images for which that bound is computed.
     """
 
-    prior: str
-    data: str
-    images: int
-    draws: int
-    tightened: int
+    prior: str = "glow-mnist"
+    data: str = "mnist"
+    images: int = 10_000
+    draws: int = 32
+    tightened: int = 100
 
 
 @experiment(
@@ -35,40 +42,34 @@ class Settings:
     paper="Hand, lecture notes",
     shows="Likelihood of training and test data",
     profiles={
-        "quick": Settings("glow-photos32", "photos", 16, 4, 4),
-        "laptop": Settings("glow-mnist", "mnist", 10_000, 32, 100),
+        "quick": Settings(prior="glow-photos32", data="photos", images=16, draws=4, tightened=4),
+        "laptop": Settings(),
     },
 )
-def full_score(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def full_score(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Scores all test images and as many training images in bits per dimension, and tightens the bound for some."""
-    flow = priors.load(settings.prior, context.device)
-    arrays: dict[str, np.ndarray] = {}
-    size = flow.shape[-1]
-    for split in context.progress(("train", "test"), "splits"):
+    arrays = gather(context.map(_score, SPLITS, "splits"), split=SPLITS)
+    (tighter,) = context.map(_tighten, ["test"], "bounds")
+    means = zip(SPLITS, arrays["bits"].values.mean(1), strict=True)
+    return {f"mean bits {split}": round(float(mean), 4) for split, mean in means}, arrays | tighter.named
 
-        def part(split: str = split) -> tuple[dict, dict]:
-            x = data.load(settings.data, split, size=size)[: settings.images].to(context.device)
-            draw = _support.generator(context.seed)
-            with torch.no_grad():
-                bits = torch.cat([flow.bits_per_dim(some, draw) for some in x.split(250)])
-            context.count_evaluations(len(x))
-            return {}, {"bits": bits.cpu().numpy()}
 
-        arrays[split] = context.part(split, part).arrays["bits"]
+@torch.no_grad()
+def _score(settings: Settings, part: Part, split: str) -> tuple[dict, dict]:
+    flow = shared.prior(part, settings.prior)
+    x = shared.images(part, settings.data, split, settings.images, flow.shape[-1])
+    draw = _support.generator(part.seed, "dequantisation", split)
+    part.count_evaluations(len(x))
+    bits = torch.cat([flow.bits_per_dim(some, draw) for some in x.split(250)])
+    return {}, {"bits": named(bits.double().cpu().numpy(), image=len(x))}
 
-    def tighter() -> tuple[dict, dict]:
-        x = data.load(settings.data, "test", size=size)[: settings.tightened].to(context.device)
-        context.count_evaluations(len(x) * settings.draws)
-        return {}, {"tighter": tightened(flow, x, settings.draws, context.seed).cpu().numpy()}
 
-    arrays |= context.part("tighter", tighter).arrays
-    metrics = {
-        f"mean bits {split}": round(float(arrays[split].astype(np.float64).mean()), 4) for split in ("train", "test")
-    }
-    metrics |= {f"images {split}": len(arrays[split]) for split in ("train", "test")}
-    metrics["mean tighter"] = arrays["tighter"].astype(np.float64).mean(1).round(4).tolist()
-    # train, test: [images]; tighter: [draws, images], the bound from the first 1, 2, ..., draws dequantisations
-    return metrics, arrays
+def _tighten(settings: Settings, part: Part, split: str) -> tuple[dict, dict]:
+    flow = shared.prior(part, settings.prior)
+    x = shared.images(part, settings.data, split, settings.tightened, flow.shape[-1])
+    part.count_evaluations(len(x) * settings.draws)
+    bits = tightened(flow, x, settings.draws, shared.seed_of(part, "bounds")).double().cpu().numpy()
+    return {}, {"tighter": named(bits, draws=range(1, settings.draws + 1), image=len(x))}
 
 
 @torch.no_grad()

@@ -3,83 +3,72 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from companion import _support, data, priors
+from companion.experiments import shared
+from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
+from companion.experiments.parts import Part
 from companion.experiments.registry import experiment
 
+PRIORS = {"drawings": "glow-mnist", "photographs": "glow-photos32"}
 SHOWN = 3  # examples of each family that are stored
 SHIFT = 3  # pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Which families of images are shown to which flow.
 
-    Attributes:
-        drawings: data sets shown to glow-mnist; the first is also altered (shifted, inverted, blended, shuffled).
-        photographs: data sets shown to glow-photos32; likewise.
-        images: images of each family, at most; fewer where a test split has fewer.
+    Attributes
+    ----------
+    drawings, photographs
+        Data sets shown to glow-mnist and to glow-photos32; the first is also altered (shifted, inverted, blended, ...).
+    images
+        Images of each family, at most; fewer where a test split has fewer.
     """
 
-    drawings: tuple[str, ...]
-    photographs: tuple[str, ...]
-    images: int
+    drawings: tuple[str, ...] = ("mnist", "fashion-mnist", "digits")
+    photographs: tuple[str, ...] = ("photos", "eurosat", "flowers")
+    images: int = 400
 
 
 @experiment(
     "hand.typicality",
     paper="Hand, lecture notes",
     shows="All signals are in the range of a flow; exact likelihood of any image",
-    profiles={
-        "quick": Settings(("digits",), ("photos",), 12),
-        "laptop": Settings(("mnist", "fashion-mnist", "digits"), ("photos", "eurosat", "flowers"), 400),
-    },
+    profiles={"quick": Settings(drawings=("digits",), photographs=("photos",), images=12), "laptop": Settings()},
 )
-def typicality(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def typicality(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
     """Scores ordinary, altered and artificial images under a flow of digits and a flow of photographs."""
-    metrics: dict[str, Any] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for kind, prior_name, sets in (
-        ("drawings", "glow-mnist", settings.drawings),
-        ("photographs", "glow-photos32", settings.photographs),
-    ):
-
-        def part(prior_name: str = prior_name, sets: tuple[str, ...] = sets) -> tuple[dict, dict]:
-            flow = priors.load(prior_name, context.device)
-            shown = families(flow, sets, settings.images, context.seed)
-            scores = {name: score(flow, x.to(context.device), context.seed) for name, x in shown.items()}
-            context.count_evaluations(sum(map(len, shown.values())))
-            found = {"bits": [s[0] for s in scores.values()], "norm": [s[1] for s in scores.values()]}
-            found["examples"] = [(x[:SHOWN] * 255).round().byte().numpy() for x in shown.values()]
-            return {"families": list(shown), "n": flow.latent_dim}, {k: np.stack(v) for k, v in found.items()}
-
-        done = context.part(kind, part)
-        names = done.metrics["families"]
-        means = {name: done.arrays[name].astype(np.float64).mean(1).round(3).tolist() for name in ("bits", "norm")}
-        metrics[kind] = {
-            **done.metrics,
-            **{f"mean {name}": dict(zip(names, values, strict=True)) for name, values in means.items()},
-        }
-        arrays |= {f"{kind} {name}": values for name, values in done.arrays.items()}
-    # bits, norm: [families, images]; examples: [families, SHOWN, C, H, W]
-    return metrics, arrays
+    scored = zip(PRIORS, context.map(_families, list(PRIORS), "flows"), strict=True)
+    return {}, {f"{kind} {name}": array for kind, outcome in scored for name, array in outcome.named.items()}
 
 
 @torch.no_grad()
-def score(flow: priors.Flow, x: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bits per dimension and ‖z‖ of 8-bit images x, both [batch], from the same dequantised images."""
+def _families(settings: Settings, part: Part, kind: str) -> tuple[dict, dict]:
+    """Bits per dimension and ‖z‖ of 8-bit images, from the same dequantised images, and examples of each family."""
+    flow = shared.prior(part, PRIORS[kind])
     assert flow.pixels is not None
-    draw, bits, norms = _support.generator(seed), [], []
-    for some in x.split(100):
-        noisy = flow.pixels.dequantise(some, draw)
-        bits.append(flow.pixels.bits_per_dim(flow.log_prob(noisy), flow.latent_dim))
-        norms.append(flow.encode(noisy).norm(dim=1))
-    return torch.cat(bits).cpu().numpy(), torch.cat(norms).cpu().numpy()
+    shown = families(flow, getattr(settings, kind), settings.images, shared.seed_of(part, "families", kind))
+    bits, norms = [], []
+    for name, x in shown.items():
+        part.count_evaluations(len(x))
+        draw = _support.generator(part.seed, "dequantisation", name)
+        for some in x.to(part.device).split(100):
+            noisy = flow.pixels.dequantise(some, draw)
+            bits.append(flow.pixels.bits_per_dim(flow.log_prob(noisy), flow.latent_dim))
+            norms.append(flow.encode(noisy).norm(dim=1))
+    both = {"bits": torch.cat(bits), "norm": torch.cat(norms)}
+    examples = shared.as_bytes(torch.stack([x[:SHOWN] for x in shown.values()]))
+    axes = dict(zip(("channel", "row", "column"), flow.shape, strict=True))
+    return {}, {
+        "examples": named(examples, family=shown, picture=SHOWN, **axes),
+        **{n: named(v.view(len(shown), -1).cpu().numpy(), family=shown, image=len(x)) for n, v in both.items()},
+    }
 
 
 def families(flow: priors.Flow, sets: tuple[str, ...], number: int, seed: int) -> dict[str, Tensor]:
@@ -88,7 +77,7 @@ def families(flow: priors.Flow, sets: tuple[str, ...], number: int, seed: int) -
     loaded = {name: _load(name, "test", flow.shape) for name in sets}
     number = min(number, *map(len, loaded.values()))
     loaded = {name: x[:number] for name, x in loaded.items()}
-    draw = _support.generator(seed)
+    draw = _support.generator(seed, "families")
     base = loaded[sets[0]]
     grey = torch.linspace(0, 1, number)[:, None, None, None].expand(-1, *flow.shape)
     order = torch.randperm(flow.shape[1] * flow.shape[2], generator=draw)
