@@ -32,7 +32,6 @@ NOT_YET_CONVERTED = frozenset(
         "glow-and-realnvp",
         "reversibility",
         "training",
-        "compressed-sensing",
         "denoising",
         "gan-and-vae-priors",
         "initialisation-and-solvers",
