@@ -39,15 +39,9 @@ class Mask(LinearOperator):
     """Inpainting: the pixels under the mask, and only those, as one vector [batch, m].
 
     The vector holds no zeros for what was not measured, so that noise and misfit count measured values only;
-    ``A.adjoint(y)`` puts them back into an image that is black elsewhere.
-
-    Parameters
-    ----------
-    mask
-        Boolean; True where a value is measured. [C, H, W], or [H, W] for all channels alike (see
-        :mod:`companion.measure.masks`), or [batch, C, H, W], one for each image, all of as many values.
-    channels
-        Number of channels for an [H, W] mask; 1 if not given.
+    ``A.adjoint(y)`` puts them back into an image that is black elsewhere. The mask (see :mod:`companion.measure.masks`)
+    is boolean, True where a value is measured: [C, H, W], or [H, W] for all of so many `channels` (by default 1) alike,
+    or [batch, C, H, W], one for each image, all of as many values.
     """
 
     def __init__(self, mask: Tensor, channels: int | None = None, domain: str = "image") -> None:

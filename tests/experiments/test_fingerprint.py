@@ -74,7 +74,7 @@ def copied(tmp_path, monkeypatch):
 
 def codes():
     fingerprint._examined.cache_clear()
-    return {name: fingerprint.code(f"companion.experiments.{name}") for name in ("asim.image_space", "hand.memory")}
+    return {name: fingerprint.code(f"companion.experiments.{name}") for name in ("asim.image_space", "asim.planar")}
 
 
 @pytest.mark.parametrize(
