@@ -43,62 +43,31 @@ PUBLISHED_FLOWERS = named(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison; by default of photographs, profile laptop.
-
-    Attributes
-    ----------
-    data, size
-        Data set and side of its images.
-    priors
-        Checkpoint of each learned method, "glow", "gan" or "vae".
-    classical
-        Methods without learning.
-    images
-        Held-out images reported on; the first `pictures` of them are stored as recovered from the first draw.
-    seeds
-        Draws of the matrix, of the noise and of the generators' starts.
-    measurements
-        Numbers of measurements m.
-    budget
-        Gradient evaluations allowed for one image, the same for every method.
-    tuned_on, weights
-        Validation images on which the weight of each classical method is chosen, for every m.
-    learned_on, gammas, restarts
-        Likewise for GAN and VAE, where the restarts share the budget.
-    flow_gammas
-        Weights of ‖z‖ among which the flow's is chosen; 0 alone is the paper's choice.
-    vae_first
-        Evaluations of the VAE whose estimate "vae-glow" hands to the flow as its start; 0 for none.
-    spread
-        Take images at equal distances from the whole split, which some sets order by class, not its first ones.
-    range_restarts
-        Searches, each with the whole budget, for the image of a GAN or VAE nearest to the truth.
-    starts, starts_m
-        Single searches of a quarter of the budget from each of so many random starts, at this m.
-    """
+    """Sizes of the comparison; by default of photographs, profile laptop."""
 
     data: str = "photos"
-    size: int = 32
+    size: int = 32  # side of the images
+    # checkpoint of each learned method
     priors: dict[str, str] = field(
         default_factory=lambda: {"glow": "glow-photos32", "gan": "gan-photos32", "vae": "vae-photos32"}
     )
-    images: int = 12
-    seeds: int = 3
-    measurements: tuple[int, ...] = (154, 307, 614, 922, 1229, 1536)
-    budget: int = 400
-    tuned_on: int = 8
+    images: int = 12  # held-out images reported on
+    seeds: int = 3  # draws of the matrix, of the noise and of the generators' starts
+    measurements: tuple[int, ...] = (154, 307, 614, 922, 1229, 1536)  # numbers of measurements m
+    budget: int = 400  # gradient evaluations allowed for one image, the same for every method
+    tuned_on: int = 8  # validation images on which the weight of each classical method is chosen, for every m
     weights: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-    classical: tuple[str, ...] = ("lasso-dct", "lasso-wavelet", "tv")
-    learned_on: int = 4
+    classical: tuple[str, ...] = ("lasso-dct", "lasso-wavelet", "tv")  # methods without learning
+    learned_on: int = 4  # likewise for flow, GAN and VAE
     gammas: tuple[float, ...] = (0.0, 0.001, 0.01)
-    restarts: tuple[int, ...] = (1, 4)
-    flow_gammas: tuple[float, ...] = (0.0,)
-    vae_first: int = 0
-    spread: bool = False
-    range_restarts: int = 4
-    starts: int = 10
-    starts_m: int = 614
-    pictures: int = 4
+    restarts: tuple[int, ...] = (1, 4)  # of GAN and VAE, which share the budget
+    flow_gammas: tuple[float, ...] = (0.0,)  # weights of ‖z‖ for the flow; 0 alone is the paper's choice
+    vae_first: int = 0  # evaluations of the VAE whose estimate "vae-glow" hands to the flow as its start; 0 for none
+    spread: bool = False  # take images from the whole split, which some sets order by class, not its first ones
+    range_restarts: int = 4  # searches, each with the whole budget, for a generator's image nearest to the truth
+    starts: int = 10  # random starts, from each of which a single search spends a quarter of the budget
+    starts_m: int = 614  # at this m
+    pictures: int = 4  # images that are stored, as recovered from the first draw
 
     @property
     def generators(self) -> list[str]:

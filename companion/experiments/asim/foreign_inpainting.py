@@ -18,35 +18,17 @@ from companion.experiments.registry import experiment
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    priors
-        Checkpoints of a flow and of generators trained on the first of the sets: (kind, name), the flow's first.
-    sets
-        Of images, from near to far.
-    images
-        Of each set.
-    budget, restarts
-        Evaluations allowed for one image, the same for all priors, and the restarts of a generator that share them.
-    iterations
-        Of total variation, each some hundred times cheaper than an evaluation of a prior.
-    weights
-        Of total variation, chosen by the hidden pixels of `tuned_on` validation images of the first set.
-    shown
-        Which image of each set is stored as a picture.
-    """
+    """Sizes of the comparison; the priors are (kind, checkpoint), the flow's first."""
 
     priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
-    sets: tuple[str, ...] = ("photos", "satellite", "textures", "text")
-    images: int = 12
-    budget: int = 400
-    restarts: int = 4
-    iterations: int = 2000
-    weights: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01)
-    tuned_on: int = 12
-    shown: int = 7
+    sets: tuple[str, ...] = ("photos", "satellite", "textures", "text")  # from near to far of the training images
+    images: int = 12  # of each set
+    budget: int = 400  # evaluations for one image, the same for all priors
+    restarts: int = 4  # of a generator, which share the budget
+    iterations: int = 2000  # of total variation, each some hundred times cheaper than an evaluation of a prior
+    weights: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01)  # of total variation
+    tuned_on: int = 12  # validation images of the first set, whose hidden pixels choose the weight
+    shown: int = 7  # which image of each set is stored as a picture
 
 
 _LAPTOP = Settings()

@@ -31,45 +31,20 @@ NORMAL_STD, FILL_STD, GENERATOR_STD = 0.7, 0.2, 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    priors
-        Checkpoints of a flow and of generators trained on the same images: (kind, name), the flow's first.
-    data, size
-        Their data set, and the side of its images.
-    images
-        Held-out images reported on.
-    budget
-        Evaluations allowed for one image, the same for every model.
-    iterations
-        Steps of total variation, each some hundred times cheaper than an evaluation of a model.
-    gammas
-        Weights of ‖z‖, for the flow and the generators.
-    weights
-        Weights of total variation.
-    tuned_on
-        Validation images on which γ and the weight are chosen, for every method and mask.
-    points
-        Numbers of evaluations at which the progress of each search is stored.
-    fills
-        Random starts of each image for the spread of the answers.
-    spread_images, spread_masks
-        Images and masks of that part.
-    """
+    """Sizes of the comparison; the priors, trained on the same images, are (kind, checkpoint), the flow's first."""
 
     priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
     data: str = "photos"
     size: int = 32
-    images: int = 12
-    budget: int = 120
-    iterations: int = 2000
-    gammas: tuple[float, ...] = (0.0, 0.01, 0.05, 0.25, 1.0)
-    weights: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)
-    tuned_on: int = 3
+    images: int = 12  # held-out images reported on
+    budget: int = 120  # evaluations for one image, the same for every model
+    iterations: int = 2000  # of total variation, each some hundred times cheaper than an evaluation of a model
+    gammas: tuple[float, ...] = (0.0, 0.01, 0.05, 0.25, 1.0)  # weights of ‖z‖, for the flow and the generators
+    weights: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of total variation
+    tuned_on: int = 3  # validation images on which γ and the weight are chosen, for every method and mask
+    # numbers of evaluations at which the progress of each search is stored
     points: tuple[int, ...] = (1, 10, 20, 30, 40, 50, 60, 80, 100, 120)
-    fills: int = 8
+    fills: int = 8  # random starts of each image for the spread of the answers
     spread_images: int = 4
     spread_masks: tuple[str, ...] = ("centre", "left")
 

@@ -26,25 +26,14 @@ ANSWERS, WAYS = ("dx", "dz"), ("natural", "random")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Which images are moved, and how far.
-
-    Attributes
-    ----------
-    prior, data, size
-        Checkpoint, data set and side of its images.
-    images
-        Held-out images, at most; fewer where the split has fewer.
-    stds
-        Standard deviations of the noise in each pixel.
-    distances
-        Lengths of the moves, ‖Δz‖ in latent space and ‖Δx‖ in image space.
-    """
+    """Which images are moved, and how far."""
 
     prior: str = "glow-photos32"
     data: str = "photos"
     size: int = 32
-    images: int = 95
-    stds: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
+    images: int = 95  # held-out images, at most; fewer where the split has fewer
+    stds: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)  # of the noise in each pixel
+    # lengths of the moves, ‖Δz‖ in latent space and ‖Δx‖ in image space
     distances: tuple[float, ...] = (0.01, 0.09, 0.30, 0.80, 1.6, 3.2, 6.4, 12.8)
 
 

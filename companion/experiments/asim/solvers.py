@@ -25,44 +25,20 @@ EVERY = 10  # evaluations between two points of a stored path
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    prior, data, size
-        Checkpoint, data set and side of its images.
-    images
-        Held-out images reported on.
-    measurements
-        Numbers of measurements m, with √E‖δ‖² = 0.1.
-    budget
-        Evaluations for one image, the same for every solver.
-    batch
-        Images in one joint tensor of the published scheme.
-    learning_rates
-        Of Adam; the best on validation images is taken.
-    tuned_on
-        Validation images.
-    tuned_at
-        Number of measurements at which Adam is tuned and the scheme's batches are mixed.
-    looks
-        Evaluations after which pictures are kept.
-    pictures
-        Images of which pictures are kept.
-    """
+    """Sizes of the comparison."""
 
     prior: str = "glow-photos32"
     data: str = "photos"
     size: int = 32
-    images: int = 12
-    measurements: tuple[int, ...]
-    budget: int = 600
-    batch: int = 6
-    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1)
-    tuned_on: int = 3
-    tuned_at: int
-    looks: tuple[int, ...] = (10, 25, 50, 100, 150, 200, 300)
-    pictures: int = 3
+    images: int = 12  # held-out images reported on
+    measurements: tuple[int, ...]  # numbers m, with √E‖δ‖² = 0.1
+    budget: int = 600  # evaluations for one image, the same for every solver
+    batch: int = 6  # images in one joint tensor of the published scheme
+    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1)  # of Adam; the best on validation images is taken
+    tuned_on: int = 3  # validation images
+    tuned_at: int  # number of measurements at which Adam is tuned and the scheme's batches are mixed
+    looks: tuple[int, ...] = (10, 25, 50, 100, 150, 200, 300)  # evaluations after which pictures are kept
+    pictures: int = 3  # images of which pictures are kept
 
 
 _TINY: dict[str, Any] = {"images": 2, "budget": 20, "batch": 2, "learning_rates": (0.1,), "tuned_on": 1, "pictures": 1}

@@ -16,30 +16,18 @@ from companion.experiments.registry import experiment
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    data, priors
-        Data sets, and for each the checkpoints trained on it.
-    images
-        Held-out images, from all over the test split, that are projected onto the range of each model.
-    restarts, budget
-        Random starts of that projection, and evaluations allowed for each of them.
-    samples, steps
-        Samples drawn from each model, and pictures on the way from one held-out image to another.
-    """
+    """Sizes of the comparison: data sets, and for each the checkpoints trained on it."""
 
     data: tuple[str, ...] = ("mnist", "photos")
     priors: tuple[tuple[str, ...], ...] = (
         ("vae-mnist", "gan-mnist", "realnvp-mnist", "glow-mnist"),
         ("vae-photos32", "gan-photos32", "glow-photos32"),
     )
-    images: int = 12
-    restarts: int = 2
-    budget: int = 150
-    samples: int = 8
-    steps: int = 7
+    images: int = 12  # held-out images, from all over the test split, that are projected onto the range of each model
+    restarts: int = 2  # random starts of that projection
+    budget: int = 150  # evaluations for each of them
+    samples: int = 8  # drawn from each model
+    steps: int = 7  # pictures on the way from one held-out image to another
 
 
 @experiment(

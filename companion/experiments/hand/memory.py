@@ -23,24 +23,14 @@ METHODS = ("ordinary", "rebuilt")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
+    """Sizes of the comparison."""
 
-    Attributes
-    ----------
-    size, images
-        Side of the photographs, and how many are in the batch.
-    levels, width, depths
-        Of every Glow, and steps of flow K in each of its levels.
-    rounds
-        Timed runs of each method, in turn.
-    """
-
-    size: int = 32
-    levels: int = 3
+    size: int = 32  # side of the photographs
+    levels: int = 3  # of every Glow
     width: int = 128
-    depths: tuple[int, ...] = (4, 8, 16, 32)
-    images: int = 16
-    rounds: int = 15
+    depths: tuple[int, ...] = (4, 8, 16, 32)  # steps of flow K in each level
+    images: int = 16  # in the batch
+    rounds: int = 15  # timed runs of each method, in turn
 
 
 @experiment(

@@ -18,23 +18,13 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the score.
-
-    Attributes
-    ----------
-    prior, data
-        Checkpoint and the data set that it was trained on.
-    images
-        Test images, and as many training images.
-    draws, tightened
-        Dequantisations of one image for the tighter bound, and test images for which that bound is computed.
-    """
+    """Sizes of the score."""
 
     prior: str = "glow-mnist"
     data: str = "mnist"
-    images: int = 10_000
-    draws: int = 32
-    tightened: int = 100
+    images: int = 10_000  # test images, and as many training images
+    draws: int = 32  # dequantisations of one image for the tighter bound
+    tightened: int = 100  # test images for which that bound is computed
 
 
 @experiment(

@@ -21,19 +21,11 @@ SHIFT = 3  # pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Which families of images are shown to which flow.
+    """Which families of images are shown to which flow."""
 
-    Attributes
-    ----------
-    drawings, photographs
-        Data sets shown to glow-mnist and to glow-photos32; the first is also altered (shifted, inverted, blended, ...).
-    images
-        Images of each family, at most; fewer where a test split has fewer.
-    """
-
-    drawings: tuple[str, ...] = ("mnist", "fashion-mnist", "digits")
-    photographs: tuple[str, ...] = ("photos", "eurosat", "flowers")
-    images: int = 400
+    drawings: tuple[str, ...] = ("mnist", "fashion-mnist", "digits")  # shown to glow-mnist; the first is also altered
+    photographs: tuple[str, ...] = ("photos", "eurosat", "flowers")  # likewise to glow-photos32
+    images: int = 400  # of each family, at most; fewer where a test split has fewer
 
 
 @experiment(
