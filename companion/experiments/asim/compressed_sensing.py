@@ -16,7 +16,7 @@ from torch import Tensor
 
 from companion import evaluate, measure, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -138,7 +138,7 @@ def _tiny(settings: Settings, *measurements: int) -> Settings:
         ),
     },
 )
-def photos(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def photos(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs from m Gaussian measurements, by three learned and three classical priors."""
     return compare(settings, context)
 
@@ -155,7 +155,7 @@ def photos(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[s
         ),
     },
 )
-def mnist(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def mnist(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers handwritten digits from m Gaussian measurements, by three learned and four classical priors."""
     return compare(settings, context)
 
@@ -170,7 +170,7 @@ def mnist(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[st
         "paper": replace(_EUROSAT, images=100, measurements=_PHOTOS.measurements, budget=600),
     },
 )
-def eurosat(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def eurosat(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers satellite tiles from m Gaussian measurements, by a flow and three classical priors."""
     return compare(settings, context)
 
@@ -185,7 +185,7 @@ def eurosat(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[
         "paper": replace(_FLOWERS, measurements=_GRID, budget=600, tuned_on=8, weights=_PHOTOS.weights),
     },
 )
-def flowers(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def flowers(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers flowers at 64×64, the paper's own data set, from m measurements; stores scores alone, no photographs."""
     metrics, arrays = compare(settings, context)
     return metrics, arrays | {"published psnr": PUBLISHED_FLOWERS}
@@ -201,7 +201,7 @@ class Trial:
     option: dict[str, float]
 
 
-def compare(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def compare(settings: Settings, context: Context) -> tuple[dict, dict]:
     """The comparison.
 
     Metrics: n, and for each method the mean PSNR and the options chosen, by m. Arrays: psnr, ssim and evaluations;
@@ -260,7 +260,7 @@ def _solve(
     return replace(second, evaluations=first.evaluations + second.evaluations)
 
 
-def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict, dict]:
     """The options of a method with the best mean PSNR on validation images, from other measurements."""
     m, method = item
     axes = settings.options(method)
@@ -278,7 +278,7 @@ def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict
     return options[best], {"psnr": named(scores.round(3).reshape(*shape, -1), **axes, image=len(truth))}
 
 
-def _solve_trial(settings: Settings, part: Part, trial: Trial) -> tuple[dict[str, Any], dict[str, Named]]:
+def _solve_trial(settings: Settings, part: Part, trial: Trial) -> tuple[dict, dict]:
     truth = _images(settings, part, "test", settings.images)
     problem, y = shared.compressed(part, truth, trial.m, trial.draw)
     seed = shared.seed_of(part, "draw", trial.draw)
@@ -289,7 +289,7 @@ def _solve_trial(settings: Settings, part: Part, trial: Trial) -> tuple[dict[str
     return {}, arrays | {"recovered": shared.pictures(found.x[: settings.pictures])}
 
 
-def _explore(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
+def _explore(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     """A generator's image nearest to the truth, as far as searches find it, and where single searches end, by start.
 
     The single searches have the first weight, 0 in the larger profiles.

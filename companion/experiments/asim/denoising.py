@@ -124,7 +124,7 @@ _FLOWERS = Family(data="flowers", size=64, priors={"glow": "glow-flowers64"}, we
         "paper": Settings(families=(_FLOWERS,), budget=400),
     },
 )
-def denoising(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def denoising(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Chooses every method's weight on validation images and denoises held-out ones with it, or with every weight.
 
     Arrays of each data set: what a search gives (see _solve) by std and method with the chosen "weight"; with "sweep",
@@ -165,7 +165,7 @@ def denoising(settings: Settings, context: Context) -> tuple[dict[str, Any], dic
     return metrics, arrays
 
 
-def _choose(settings: Settings, part: Part, point: tuple[str, float, str]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _choose(settings: Settings, part: Part, point: tuple[str, float, str]) -> tuple[dict, dict]:
     """The weight of a method at a noise level, and the PSNR of all validation images with each."""
     family, weights = settings.family(point[0]), settings.family(point[0]).weights[point[2]]
     truth = shared.images(part, family.data, "validation", settings.tuned_on, family.size, spread=True)
@@ -178,7 +178,7 @@ def _choose(settings: Settings, part: Part, point: tuple[str, float, str]) -> tu
     return {"weight": weights[best]}, {"psnr": named(scores, weight=weights, image=len(truth))}
 
 
-def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict[str, Any], dict[str, Named]]:
+def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     """One search for all held-out images; NaN for latents and paths of methods that have none."""
     truth = shared.images(part, search.data, "test", settings.images, settings.family(search.data).size)
     problem, y = shared.denoising(part, truth, search.std)

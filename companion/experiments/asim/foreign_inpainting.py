@@ -9,7 +9,7 @@ from torch import Tensor
 
 from companion import evaluate, measure, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.asim.image_sets import image_set
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
@@ -48,7 +48,7 @@ _FLOWERS = (("glow", "glow-flowers64"),)
         "paper": replace(_LAPTOP, priors=_FLOWERS, sets=("flowers", *_LAPTOP.sets), budget=600, iterations=5000),
     },
 )
-def foreign_inpainting(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def foreign_inpainting(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Fills the centre of images from near to far of what a flow, a GAN and a VAE were trained on.
 
     Arrays by set and method: psnr, hidden psnr (of the hidden pixels), residual (length of the misfit), and the picture
@@ -74,7 +74,7 @@ def _observed(
     return truth, operator, ~mask, measure.Problem(operator, noise).observe(truth, shared.seed_of(part, split))
 
 
-def _choose(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
+def _choose(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     """The weight of total variation with the best mean PSNR over the hidden pixels of validation images."""
     truth, operator, hidden, y = _observed(settings, part, name, settings.tuned_on, "validation")
     solve = partial(recover.tv, operator, y, max_iterations=settings.iterations)
@@ -83,7 +83,7 @@ def _choose(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], 
     return {"weight": settings.weights[best]}, {}
 
 
-def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
     """All methods on the images of one set: the flow from z = 0 and generators with restarts, γ = 0, and TV."""
     name, weight = item
     truth, operator, hidden, y = _observed(settings, part, name, settings.images)

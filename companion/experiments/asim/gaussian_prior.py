@@ -10,7 +10,7 @@ from torch import Tensor
 
 from companion import _support, data, evaluate, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -49,7 +49,7 @@ class Settings:
         ),
     },
 )
-def gaussian_prior(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def gaussian_prior(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs with the Gaussian that has the training images' mean and covariance."""
     arrays = gather(context.map(_recover, settings.measurements, "measurements"), m=settings.measurements)
     variances = _gaussian(settings, context.device, 0.0)[0].square().sum(0).cpu().numpy()

@@ -80,7 +80,7 @@ class Search:
         ),
     },
 )
-def image_space(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
+def image_space(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs by search over latents, over pixels, or over both in turn, at equal evaluations."""
     searches = _searches(settings)
     outcomes = context.map(_solve, searches, "searches")
@@ -111,7 +111,7 @@ def _searches(settings: Settings) -> list[Search]:
     return found
 
 
-def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict[str, Any], dict[str, Named]]:
+def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     """One search for all images, from z = 0 and its image G(0), or from the noisy image and its latent.
 
     In space "both", the first half of the budget goes to latents with γ = 0, the other to the image that they lead to.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from companion import evaluate, priors, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -61,7 +61,7 @@ class Settings:
         ),
     },
 )
-def initialisation(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def initialisation(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs from starts good and bad, for several weights γ and lengths of the start."""
     begun = gather(context.map(_start, settings.starts, "starts"), start=settings.starts)
     grid = context.map(_search, list(product(settings.starts, settings.gammas)), "searches")
@@ -117,7 +117,7 @@ def _problem(settings: Settings, part: Part, name: str) -> tuple[Any, Any, Tenso
     return prior, problem.operator, y, truth, z0
 
 
-def _start(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
+def _start(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     """Mean PSNR, length and misfit of a start, over the test images."""
     prior, operator, y, truth, z0 = _problem(settings, part, name)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def _start(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], d
     return {}, {f"start {key}": named(float(value[: settings.images].mean())) for key, value in values.items()}
 
 
-def _search(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _search(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
     """Asim et al. 2020, eq. 2, from a start, with a weight γ; paths are means over the test images."""
     name, gamma = item
     prior, operator, y, truth, z0 = _problem(settings, part, name)

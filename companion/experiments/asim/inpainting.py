@@ -65,7 +65,7 @@ _LONG: dict[str, Any] = {"budget": 400, "iterations": 5000, "points": (1, 10, 20
         "paper": replace(_FLOWERS, gammas=_GAMMAS, spread_masks=("centre", "left", "bottom"), **_LONG),
     },
 )
-def inpainting(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def inpainting(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Fills holes of six kinds in held-out photographs by a flow, a GAN, a VAE and total variation.
 
     Arrays: psnr, hidden psnr (of the hidden pixels), the chosen weight and pictures by mask and method; "sweep", of the
@@ -121,7 +121,7 @@ def _problem(settings: Settings, part: Part, name: str, split: str, number: int)
     return truth, measure.Mask(mask), ~mask
 
 
-def _search(settings: Settings, part: Part, item: tuple[str, str, float]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _search(settings: Settings, part: Part, item: tuple[str, str, float]) -> tuple[dict, dict]:
     """A search by the flow from one of STARTS, or by the GAN from near zero, for the centre mask."""
     kind, how, gamma = item
     model = shared.prior(part, dict(settings.priors)[kind])
@@ -152,7 +152,7 @@ def _scores(x: Tensor, truth: Tensor, hidden: Tensor) -> dict[str, Named]:
     }
 
 
-def _fill(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _fill(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, dict]:
     """A mask and a method: the weight that is best for the hidden pixels of validation images, and what it fills.
 
     The flow starts from z = 0, a generator from near it, total variation from black.
@@ -176,7 +176,7 @@ def _fill(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict[s
     return {}, _scores(x, truth, hidden) | {"weight": named(weights[best]), "recovered": shared.pictures(x[:3])}
 
 
-def _spread(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
+def _spread(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     """The answers of several random starts for the same hole, γ = 0: how far they are from the truth and each other."""
     flow = shared.prior(part, settings.priors[0][1])
     truth, operator, hidden = _problem(settings, part, name, "test", settings.spread_images)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from companion import _support, evaluate, measure, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -69,7 +69,7 @@ class Settings:
         ),
     },
 )
-def landscapes(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def landscapes(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Cuts the energy along lines and planes through its low points, and searches from many starts."""
     models = [model for model in ("flow", "gan") if getattr(settings, model)]
     middles = context.map(_middle, models, "middles")

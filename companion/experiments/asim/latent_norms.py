@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from companion import _support, priors
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -53,7 +52,7 @@ class Settings:
         ),
     },
 )
-def latent_norms(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def latent_norms(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Encodes held-out images under more and more noise, and moves latents and images in two kinds of directions."""
     stds = (0.0, *settings.stds)
     arrays = gather(context.map(_score, stds, "levels of noise"), std=stds)

@@ -97,7 +97,7 @@ BOUNDS = {"lower": lower_bound, "upper": upper_bound, "sharper": sharper_bound, 
     },
     tolerances={"difference": None},
 )
-def linear_theory(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def linear_theory(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Checks the two-sided error bound for linear flows, and the minimisers against the closed form."""
     arrays = gather(context.map(_study, settings.spectra, "spectra"), spectrum=settings.spectra)
     expected, bound = arrays["expected"].values, {name: arrays[name].values for name in BOUNDS}

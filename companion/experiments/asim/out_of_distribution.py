@@ -98,7 +98,7 @@ _SMALL: dict[str, Any] = {"images": 2, "shown": 1, "scored": 6, "iterations": 20
         "paper": Settings(families=(_FLOWERS,), shares=_PUBLISHED, budget=2000),
     },
 )
-def out_of_distribution(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def out_of_distribution(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers images from near to far of what a prior was trained on, and asks what tells them from its own.
 
     Arrays of each flow: those of _score by set; those of _solve by m, set and method, NaN where there was no search.
@@ -136,7 +136,7 @@ def out_of_distribution(settings: Settings, context: Context) -> tuple[dict[str,
     return metrics, arrays
 
 
-def _choose(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _choose(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict, dict]:
     """The weights with the best mean PSNR on a flow's own validation images; other sets have to live with them."""
     family, m = settings.family(item[0]), item[1]
     shape = shared.prior(part, family.flow).shape
@@ -150,7 +150,7 @@ def _choose(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict
     return best, {}
 
 
-def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict[str, Any], dict[str, Named]]:
+def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     """One method on one set, scored against truth and measurements; NaN for what only a search by the flow has."""
     flow = shared.prior(part, search.flow)
     truth = image_set(search.set, settings.images, flow.shape).to(part.device)
@@ -197,7 +197,7 @@ def _estimate(
 
 
 @torch.no_grad()
-def _score(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _score(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, dict]:
     """Density and latent length of dequantised images, length of the plain ones, round trip; generators' nearest."""
     family, name = settings.family(item[0]), item[1]
     flow, number = shared.prior(part, family.flow), max(settings.scored, settings.images)

@@ -154,7 +154,7 @@ def ceiling(operator: Along, y: Tensor) -> float:
         ),
     },
 )
-def planar(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
+def planar(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers points of the plane from one number, by search in latent and in image space."""
     (trained,) = context.map(_train, ["flow"], "training")
     weights = trained.arrays["flow"]

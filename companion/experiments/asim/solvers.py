@@ -61,7 +61,7 @@ _TINY: dict[str, Any] = {"images": 2, "budget": 20, "batch": 2, "learning_rates"
         ),
     },
 )
-def solvers(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def solvers(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Traces PSNR, energy and ‖z‖ of three solvers over the same number of evaluations, from z0 = 0 with γ = 0."""
     rates = settings.learning_rates
     scores = [outcome.metrics["psnr"] for outcome in context.map(_tune, rates, "learning rates")]
@@ -140,14 +140,14 @@ def _search(
     return part.count(recover.flow_latent(prior, operator, y, max_iterations=10**6, max_evaluations=budget, **options))
 
 
-def _tune(settings: Settings, part: Part, rate: float) -> tuple[dict[str, Any], dict[str, Named]]:
+def _tune(settings: Settings, part: Part, rate: float) -> tuple[dict, dict]:
     """Mean PSNR of Adam's best iterates on validation images, for a learning rate."""
     operator, y, truth = _problem(settings, part, settings.tuned_at, "validation", settings.tuned_on)
     found = _search(settings, part, operator, y, settings.budget, method="adam", learning_rate=rate)
     return {"psnr": float(evaluate.psnr(found.x, truth).mean())}, {}
 
 
-def _compare(settings: Settings, part: Part, item: tuple[int, float]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _compare(settings: Settings, part: Part, item: tuple[int, float]) -> tuple[dict, dict]:
     """All solvers on the test images: paths of psnr, energy and length, and what image by image costs.
 
     "first" are the evaluations to the PSNR that the joint scheme ends with for that image; -1 for never.
@@ -181,7 +181,7 @@ def _path(values: np.ndarray, **axes: Any) -> Named:
     return named(kept, **axes, evaluation=evaluation, image=image)
 
 
-def _mix_batches(settings: Settings, part: Part, m: int) -> tuple[dict[str, Any], dict[str, Named]]:
+def _mix_batches(settings: Settings, part: Part, m: int) -> tuple[dict, dict]:
     """The same images with other batch mates: PSNR under the published scheme, and by how much ours changes."""
     operator, y, truth = _problem(settings, part, m, "test", settings.images)
     order = torch.arange(len(truth)).view(-1, 2).T.flatten()  # 0, 2, 4, …, 1, 3, 5, …
@@ -194,7 +194,7 @@ def _mix_batches(settings: Settings, part: Part, m: int) -> tuple[dict[str, Any]
     }
 
 
-def _look(settings: Settings, part: Part, rate: float) -> tuple[dict[str, Any], dict[str, Named]]:
+def _look(settings: Settings, part: Part, rate: float) -> tuple[dict, dict]:
     """Pictures and their PSNR on the way; budgets cut the same path short."""
     operator, y, truth = _problem(settings, part, settings.tuned_at, "test", settings.batch)
     looks, keep = settings.looks, slice(settings.pictures)

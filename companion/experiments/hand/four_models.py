@@ -1,7 +1,6 @@
 """Likelihood, and four ways to model images: samples, interpolations and representation errors side by side."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ class Settings:
     },
     tolerances={"*psnr": 0.05},  # a flow's are those of rounding errors
 )
-def four_models(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def four_models(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Draws, interpolates and projects held-out images onto the range of each stored model, for each data set."""
     arrays: dict[str, Named] = {}
     for name, models in zip(settings.data, settings.priors, strict=True):

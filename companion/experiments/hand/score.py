@@ -1,14 +1,13 @@
 """The test score of a flow in full: bits per dimension of every held-out image, and how loose its bound is."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from companion import _support, priors
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -36,7 +35,7 @@ class Settings:
         "laptop": Settings(),
     },
 )
-def full_score(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def full_score(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Scores all test images and as many training images in bits per dimension, and tightens the bound for some."""
     arrays = gather(context.map(_score, SPLITS, "splits"), split=SPLITS)
     (tighter,) = context.map(_tighten, ["test"], "bounds")
