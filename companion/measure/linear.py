@@ -29,11 +29,9 @@ class Identity(LinearOperator):
         super().__init__(shape, shape, domain)
 
     def apply(self, x: Tensor) -> Tensor:
-        """A copy of x."""
         return x.clone()
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """A copy of y."""
         return y.clone()
 
 
@@ -75,7 +73,6 @@ class Mask(LinearOperator):
         return x.flatten(1).gather(1, self._places.to(x.device).expand(len(x), -1))
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """The image with the values in their places and 0 elsewhere."""
         empty = y.new_zeros(len(y), math.prod(self.shape))
         return empty.scatter(1, self._places.to(y.device).expand(len(y), -1), y).unflatten(1, self.shape)
 
@@ -128,11 +125,9 @@ class Gaussian(LinearOperator):
         return matrix.to(device)
 
     def apply(self, x: Tensor) -> Tensor:
-        """A x, [batch, m]."""
         return x.flatten(1) @ self.matrix(x).T
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Aᵀ y, [batch, *shape]."""
         return (y @ self.matrix(y)).unflatten(1, self.shape)
 
 
@@ -151,11 +146,9 @@ class PerImage(LinearOperator):
         super().__init__(*kinds.pop())
 
     def apply(self, x: Tensor) -> Tensor:
-        """A_k x_k for each image, [batch, *output_shape]."""
         return torch.cat([a.forward(one) for a, one in zip(self.operators, x.split(1), strict=True)])
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """A_k* y_k for each image, [batch, *shape]."""
         return torch.cat([a.transpose(one) for a, one in zip(self.operators, y.split(1), strict=True)])
 
     def select(self, index: Index) -> Self:
@@ -204,11 +197,9 @@ class Blur(LinearOperator):
         return self.kernel.to(like).flip(0, 1).expand(self.shape[0], 1, *self.kernel.shape)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The blurred images, [batch, channels, H − k + 1, W − l + 1]."""
         return F.conv2d(x, self._weight(x), groups=self.shape[0])
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Each value spread over the pixels that it was gathered from."""
         return F.conv_transpose2d(y, self._weight(y), groups=self.shape[0])
 
 
@@ -223,9 +214,7 @@ class Downsample(LinearOperator):
         super().__init__(shape, (channels, height // factor, width // factor), domain)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The block means, [batch, channels, H / factor, W / factor]."""
         return F.avg_pool2d(x, self.factor)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Each mean spread evenly over its block."""
         return y.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3) / self.factor**2

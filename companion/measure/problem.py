@@ -12,15 +12,7 @@ from companion.measure.noise import Noise
 
 @dataclass(frozen=True)
 class Problem:
-    """Measurements y of images x, with density p(y | f(x)).
-
-    Attributes
-    ----------
-    operator : Operator
-        The forward operator f.
-    noise : Noise
-        The density of y given f(x).
-    """
+    """Measurements y of images x by the forward operator f, with the noise's density p(y | f(x))."""
 
     operator: Operator
     noise: Noise

@@ -10,7 +10,7 @@ from companion import _support
 from companion.energy import Energy, FlowLikelihood, Generator, LatentNorm, SquaredMisfit
 from companion.measure.base import Operator
 from companion.recover.minimise import minimise
-from companion.recover.run import Result
+from companion.recover.run import Result, scaling
 from companion.recover.start import start
 
 
@@ -110,7 +110,7 @@ def _better(one: Result, other: Result) -> Result:
     wins = other.energy < one.energy
 
     def choose(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(wins.to(a.device).view(-1, *[1] * (a.dim() - 1)), b, a)
+        return torch.where(scaling(wins.to(a.device), a), b, a)
 
     def choose_trace(a: Tensor, b: Tensor) -> Tensor:
         steps = max(len(a), len(b))

@@ -61,11 +61,9 @@ class Along(LinearOperator):
         self.direction = direction
 
     def apply(self, x: Tensor) -> Tensor:
-        """⟨a, x⟩, [batch, 1]."""
         return (x * self.direction.to(x)).sum(1, keepdim=True)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Y a, [batch, 2]."""
         return y * self.direction.to(y)
 
 
