@@ -89,16 +89,7 @@ class Gaussian(LinearOperator):
 
     The entries are drawn on the CPU in float64, row by row: A depends on nothing but `shape`, `m` and `seed`, and the
     rows for a larger m begin with the same draws. One copy is kept for each dtype and device in use; pickles and deep
-    copies draw their own.
-
-    Parameters
-    ----------
-    shape
-        Shape of an image; n is the product.
-    m
-        Number of measurements.
-    seed
-        Seed of the draws, a whole number.
+    copies draw their own. n is the product of an image's `shape`.
     """
 
     def __init__(self, shape: Sequence[int], m: int, seed: int = 0, domain: str = "image") -> None:
@@ -160,14 +151,8 @@ class Blur(LinearOperator):
     """Convolution of every channel with one kernel, where the kernel lies wholly inside the image ("valid").
 
     A camera sees no pixels beyond its edge either: with a k×k kernel, k − 1 rows and columns are lost, and no rule
-    about what lies outside the image has to be made up.
-
-    Parameters
-    ----------
-    shape
-        (channels, height, width).
-    kernel
-        [k, l], at most as large as the image. Cast to the dtype of the images.
+    about what lies outside the image has to be made up. The kernel is [k, l], at most as large as an image, `shape`
+    (channels, height, width), and is cast to the dtype of the images.
     """
 
     def __init__(self, shape: Sequence[int], kernel: Tensor, domain: str = "image") -> None:

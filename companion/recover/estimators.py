@@ -32,12 +32,8 @@ def flow_latent(
 
     Parameters
     ----------
-    prior
-        Flow with images of the operator's shape.
-    operator
-        Forward operator f; the misfit is summed over measurements.
-    y
-        Measurements, [batch, *operator.output_shape].
+    prior, operator, y
+        Flow with images of the shape of the forward operator f; and measurements, [batch, *operator.output_shape].
     gamma, squared
         Weight of ‖z‖, or of ‖z‖² with `squared`.
     z0

@@ -127,16 +127,12 @@ def lasso(
 
     Parameters
     ----------
-    operator
-        Linear, on images [C, H, W].
-    y
-        Measurements, [batch, *operator.output_shape].
-    basis
-        "dct" (:class:`DCTBasis`), "wavelet" (:class:`WaveletBasis`) or "pixel".
+    operator, y
+        Linear, on images [C, H, W]; and measurements, [batch, *operator.output_shape].
+    basis, wavelet
+        "dct" (:class:`DCTBasis`), "wavelet" (:class:`WaveletBasis`; "db1" is Haar's) or "pixel".
     weight
         Of the l1 norm beside the sum (not the mean) of squared residuals, > 0.
-    wavelet
-        Which one, for basis="wavelet"; "db1" is Haar's.
     max_iterations
         Most steps for an image.
     tolerance
