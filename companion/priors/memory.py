@@ -32,14 +32,9 @@ def memory_saving(flow: AnyFlow) -> AnyFlow:
     return _with_reversible_chains(flow)
 
 
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def _with_reversible_chains(module: Module) -> Module:
+def _with_reversible_chains(module: Any) -> Any:
     if type(module) is Chain:
-        chain: Any = module
-        reversible: Any = ReversibleChain(chain)
-        return reversible
+        return ReversibleChain(module)
     children = {name: child and _with_reversible_chains(child) for name, child in module._modules.items()}
     if all(children[name] is child for name, child in module._modules.items()):
         return module
@@ -59,36 +54,15 @@ class ReversibleChain(Chain):
         self.parts = chain.parts
         self.training = chain.training
 
-    def encode(self, x: Tensor) -> Mapped:
-        return self._through(x, "encode")
-
-    def decode(self, z: Tensor) -> Mapped:
-        return self._through(z, "decode")
-
-    def run(self, value: Tensor, direction: str) -> Mapped:
-        """All parts in order, without the final saturation."""
-        total = value.new_zeros(value.shape[0])
-        for part in self.ordered(direction):
-            value, log_det = getattr(part, direction)(value)
-            total = total + log_det
-        return value, total
-
-    def ordered(self, direction: str) -> list[Bijection]:
-        """The parts in the order in which `direction` applies them."""
-        parts: list[Any] = list(self.parts)
-        return parts if direction == "encode" else parts[::-1]
-
     def _through(self, value: Tensor, direction: str) -> Mapped:
         learned = [p for p in self.parameters() if p.requires_grad]
         differentiated = torch.is_grad_enabled() and (value.requires_grad or bool(learned))
         # torch.func asks for derivatives that rebuilding has not;
         # tensors that stand in for the parameters (torch.func.functional_call) are gone by the backward pass
         replaced = not all(isinstance(p, nn.Parameter) for p in learned)
-        special = replaced or transforming()
-        if not differentiated or special:
-            out, log_det = self.run(value, direction)
-        else:
-            out, log_det = _Rebuilding.apply(self, direction, value, *learned)
+        if not differentiated or replaced or transforming():
+            return super()._through(value, direction)
+        out, log_det = _Rebuilding.apply(self, direction, value, *learned)
         return out.clamp(-self.limit, self.limit), log_det
 
 
@@ -156,7 +130,7 @@ def _back(
 ) -> tuple[Tensor, Tensor]:
     """Input of one part and the gradient there, from its output; its parameters' gradients go into `grads`."""
     learned = [p for p in part.parameters() if p in grads]
-    step = _back_coupling if isinstance(part, Coupling) else _back_any
+    step = _back_coupling if type(part) is Coupling else _back_any
     value, grad, rest = step(part, direction, out, grad, grad_log_det, learned)
     for parameter, more in zip(learned, rest, strict=True):
         before = grads[parameter]

@@ -110,12 +110,12 @@ def test_photographs_in_both_spaces(photographs):
     by_start = {
         run["start"]: path[0] for run, path in zip(runs, arrays["path"], strict=True) if run["space"] == "image"
     }
-    np.testing.assert_allclose(by_start["noisy image"], arrays["observed psnr/std=0.1"], atol=0.01)
+    np.testing.assert_allclose(by_start["noisy image"], photographs.take("observed psnr", std=0.1), atol=0.01)
     assert (by_start["zero"] < by_start["noisy image"]).all()
 
 
 def test_noise_of_the_denoising_problems_has_its_level(photographs):
     # clipping to [0, 1], which scores do, removes some of it
-    level = 10 ** (-photographs.arrays["observed psnr/std=0.1"] / 20)
+    level = 10 ** (-photographs.take("observed psnr", std=0.1) / 20)
     assert (level > 0.07).all() and (level < 0.105).all()
     assert measure.GaussianNoise(0.1).std == 0.1
