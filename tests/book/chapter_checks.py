@@ -34,7 +34,6 @@ NOT_YET_CONVERTED = frozenset(
         "training",
         "denoising",
         "gan-and-vae-priors",
-        "initialisation-and-solvers",
         "inpainting",
         "latent-or-image-space",
         "linear-theory",

@@ -43,9 +43,11 @@ class Settings:
     gammas: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)  # to choose from
 
     def flow(self, weights: np.ndarray) -> priors.PointFlow:
-        """The flow with such weights, all in a row, frozen, in float64."""
+        """The flow with such weights and buffers, all in a row, frozen, in float64."""
         flow = priors.PointFlow(couplings=self.couplings, width=self.width).double().eval().requires_grad_(False)
-        torch.nn.utils.vector_to_parameters(torch.tensor(weights), flow.parameters())
+        state = flow.state_dict()
+        pieces = torch.tensor(weights).split([each.numel() for each in state.values()])
+        flow.load_state_dict({name: piece.view_as(state[name]) for name, piece in zip(state, pieces, strict=True)})
         return flow
 
     def options(self, solver: str) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def _train(settings: Settings, part: Part, _: str) -> tuple[dict, dict]:
     )
     data = points(settings.points, part.seed, "training").float()
     training.fit(flow, data, training.PointLikelihood(), schedule, progress=False)
-    weights = torch.nn.utils.parameters_to_vector(flow.parameters()).detach().double().numpy()
+    weights = torch.cat([each.flatten().double() for each in flow.state_dict().values()]).numpy()
     nll = -float(settings.flow(weights).log_prob(points(4000, part.seed, "held out")).mean())
     return {"nll": nll}, {"flow": weights}
 
