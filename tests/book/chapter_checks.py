@@ -33,14 +33,11 @@ NOT_YET_CONVERTED = frozenset(
         "reversibility",
         "training",
         "compressed-sensing",
-        "denoising",
         "gan-and-vae-priors",
         "initialisation-and-solvers",
-        "inpainting",
         "latent-or-image-space",
         "linear-theory",
         "loss-landscapes",
-        "out-of-distribution",
     }
 )
 

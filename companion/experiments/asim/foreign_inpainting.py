@@ -24,10 +24,8 @@ class Settings:
     ----------
     priors
         Checkpoints of a flow and of generators trained on the first of the sets: (kind, name), the flow's first.
-    sets
-        Of images, from near to far.
-    images
-        Of each set.
+    sets, images
+        Names from near to far, and images of each.
     budget, restarts
         Evaluations allowed for one image, the same for all priors, and the restarts of a generator that share them.
     iterations

@@ -45,12 +45,9 @@ class Settings:
         Evaluations allowed for one image, the same for every model.
     iterations
         Steps of total variation, each some hundred times cheaper than an evaluation of a model.
-    gammas
-        Weights of ‖z‖, for the flow and the generators.
-    weights
-        Weights of total variation.
-    tuned_on
-        Validation images on which γ and the weight are chosen, for every method and mask.
+    gammas, weights, tuned_on
+        Weights of ‖z‖, for the flow and the generators, and of total variation; validation images on which they are
+        chosen, for every method and mask.
     points
         Numbers of evaluations at which the progress of each search is stored.
     fills
