@@ -32,13 +32,10 @@ NOT_YET_CONVERTED = frozenset(
         "glow-and-realnvp",
         "reversibility",
         "training",
-        "denoising",
         "gan-and-vae-priors",
-        "inpainting",
         "latent-or-image-space",
         "linear-theory",
         "loss-landscapes",
-        "out-of-distribution",
     }
 )
 
