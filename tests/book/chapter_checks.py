@@ -34,8 +34,6 @@ NOT_YET_CONVERTED = frozenset(
         "training",
         "gan-and-vae-priors",
         "latent-or-image-space",
-        "linear-theory",
-        "loss-landscapes",
     }
 )
 
