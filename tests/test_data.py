@@ -189,7 +189,7 @@ def test_celeba_is_read_from_a_folder(tmp_path: Path, own_cache: Path, monkeypat
         data.load("celeba", "train")
 
 
-@pytest.mark.parametrize("damage", [b"", b"no gzip", idx(GREY)[:-500], gzip.compress(b"\0\0\x08\x03abc"), idx(GREY[0])])
+@pytest.mark.parametrize("damage", [b"", b"no gzip", idx(GREY)[:-500], gzip.compress(b"\0\0\x08\x03abc", mtime=0), idx(GREY[0])])
 def test_damaged_idx_files_are_named(damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
     write_mnist(tmp_path / "mnist")
