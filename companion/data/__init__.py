@@ -59,17 +59,9 @@ def names() -> tuple[str, ...]:
 def load(name: str, split: str = "train", size: int | None = None) -> Images:
     """Images of one split, float32 [channels, height, width] in [0, 1] each, in the same order every time.
 
-    Parameters
-    ----------
-    name
-        One of `names`; a folder of pictures is read by `folder`.
-    split
-        "train", "validation" or "test".
-    size
-        Height and width in pixels; by default the set's own (32 for photographs).
-
-    Raises ValueError for an unknown name, split or size, or a file that is damaged; FileNotFoundError where the set is
-    not on this machine and could not be downloaded.
+    `name` is one of `names`, `split` "train", "validation" or "test", `size` the height and width in pixels, by default
+    the set's own (32 for photographs). ValueError for another name, split or size, or a file that is damaged;
+    FileNotFoundError where the set is not on this machine and could not be downloaded.
     """
     chosen = _chosen(name)
     one_of("split", split, chosen.splits)

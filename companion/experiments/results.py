@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -24,7 +25,7 @@ from companion.experiments import store as files
 from companion.experiments.arrays import Axes, Named, take
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, Task, check_outcome
-from companion.experiments.provenance import Provenance, device_words, resolve_device, today, versions
+from companion.experiments.provenance import Provenance, device_words, resolve_device, versions
 from companion.experiments.registry import PROFILES, get, known, settings_dict, with_changes
 from companion.experiments.workers import runner
 
@@ -128,7 +129,7 @@ def run(
         wall_seconds=round(time.perf_counter() - start + context.seconds_before, 3),
         evaluations=context.evaluations,
         code_sha256=code,
-        date=today(),
+        date=datetime.now(UTC).date().isoformat(),
         reads=fingerprint.reads(paths) | context.reads,
     )
     document = {"schema": SCHEMA, "experiment": name, "profile": profile, "metrics": outcome.metrics}

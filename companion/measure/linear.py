@@ -39,15 +39,9 @@ class Mask(LinearOperator):
     """Inpainting: the pixels under the mask, and only those, as one vector [batch, m].
 
     The vector holds no zeros for what was not measured, so that noise and misfit count measured values only;
-    ``A.adjoint(y)`` puts them back into an image that is black elsewhere.
-
-    Parameters
-    ----------
-    mask
-        Boolean; True where a value is measured. [C, H, W], or [H, W] for all channels alike (see
-        :mod:`companion.measure.masks`), or [batch, C, H, W], one for each image, all of as many values.
-    channels
-        Number of channels for an [H, W] mask; 1 if not given.
+    ``A.adjoint(y)`` puts them back into an image that is black elsewhere. The mask (see :mod:`companion.measure.masks`)
+    is boolean, True where a value is measured: [C, H, W], or [H, W] for all of so many `channels` (by default 1) alike,
+    or [batch, C, H, W], one for each image, all of as many values.
     """
 
     def __init__(self, mask: Tensor, channels: int | None = None, domain: str = "image") -> None:
@@ -73,7 +67,6 @@ class Mask(LinearOperator):
         return x.flatten(1).gather(1, self._places.to(x.device).expand(len(x), -1))
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """The image with the values in their places and 0 elsewhere."""
         empty = y.new_zeros(len(y), math.prod(self.shape))
         return empty.scatter(1, self._places.to(y.device).expand(len(y), -1), y).unflatten(1, self.shape)
 
@@ -182,11 +175,9 @@ class Blur(LinearOperator):
         return self.kernel.to(like).flip(0, 1).expand(self.shape[0], 1, *self.kernel.shape)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The blurred images, [batch, channels, H − k + 1, W − l + 1]."""
         return F.conv2d(x, self._weight(x), groups=self.shape[0])
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Each value spread over the pixels that it was gathered from."""
         return F.conv_transpose2d(y, self._weight(y), groups=self.shape[0])
 
 
@@ -201,9 +192,7 @@ class Downsample(LinearOperator):
         super().__init__(shape, (channels, height // factor, width // factor), domain)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The block means, [batch, channels, H / factor, W / factor]."""
         return F.avg_pool2d(x, self.factor)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Each mean spread evenly over its block."""
         return y.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3) / self.factor**2

@@ -2,14 +2,15 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from companion.priors.base import own_precision, transforming
-from companion.priors.bijections import Bijection, Chain, ChannelMix, Coupling, Mapped, split_channels
+from companion.priors.bijections import Chain, ChannelMix, Coupling, Mapped, split_channels
 from companion.priors.flow import Flow
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
@@ -95,7 +96,12 @@ def _rebuild(ctx: Any, grad_out: Tensor, grad_log_det: Tensor) -> tuple[Tensor |
     grads: dict[Tensor, Tensor | None] = dict.fromkeys(learned)
     rebuilt, grad = out, grad_out
     for part in reversed(ctx.chain.ordered(ctx.direction)):
-        rebuilt, grad = _back(part, ctx.direction, rebuilt, grad, grad_log_det, grads)
+        step = _back_coupling if type(part) is Coupling else _back_any
+        own = [p for p in part.parameters() if p in grads]
+        rebuilt, grad, rest = step(part, ctx.direction, rebuilt, grad, grad_log_det, own)
+        for parameter, more in zip(own, rest, strict=True):
+            before = grads[parameter]
+            grads[parameter] = more if before is None or more is None else before + more
     if _agree(rebuilt, value, ctx.chain.tolerance):
         return (None, None, grad, *grads.values())
     warnings.warn(
@@ -125,27 +131,18 @@ def _agree(rebuilt: Tensor, value: Tensor, tolerance: dict[torch.dtype, float]) 
     return bool((error <= tolerance.get(value.dtype, 1e-2) * size).all())
 
 
-def _back(
-    part: Any, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, grads: dict[Tensor, Tensor | None]
-) -> tuple[Tensor, Tensor]:
-    """Input of one part and the gradient there, from its output; its parameters' gradients go into `grads`."""
-    learned = [p for p in part.parameters() if p in grads]
-    step = _back_coupling if type(part) is Coupling else _back_any
-    value, grad, rest = step(part, direction, out, grad, grad_log_det, learned)
-    for parameter, more in zip(learned, rest, strict=True):
-        before = grads[parameter]
-        grads[parameter] = more if before is None or more is None else before + more
-    return value, grad
-
-
-Back = tuple[Tensor, Tensor, Sequence[Tensor | None]]
+Back = tuple[Tensor, Tensor, Sequence[Tensor | None]]  # a part's input, and the gradients there and of its parameters
 
 
 def _back_any(
-    part: Bijection, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
+    part: Any, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
 ) -> Back:
-    with torch.enable_grad():
-        there, back = _both_ways(part, direction)
+    other = "decode" if direction == "encode" else "encode"
+    there, back = getattr(part, direction), getattr(part, other)
+    if isinstance(part, ChannelMix):  # what both ways take from the parameters is made once
+        with torch.enable_grad():
+            folded = part.folded()
+        there, back = partial(part.through, direction, folded=folded), partial(part.through, other, folded=folded)
     with torch.no_grad():
         value = back(out)[0]
     with torch.enable_grad():
@@ -155,17 +152,8 @@ def _back_any(
     return value, grad, rest
 
 
-def _both_ways(part: Bijection, direction: str) -> tuple[Callable[[Tensor], Mapped], Callable[[Tensor], Mapped]]:
-    """A part in `direction` and against it; what both take from the parameters is made once."""
-    other = "decode" if direction == "encode" else "encode"
-    if isinstance(part, ChannelMix):
-        folded = part.folded()
-        return lambda x: part.through(direction, x, folded), lambda x: part.through(other, x, folded)
-    return getattr(part, direction), getattr(part, other)
-
-
 def _back_coupling(
-    part: Coupling, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
+    part: Any, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
 ) -> Back:
     """A coupling's conditioner sees the half that does not move: one evaluation serves the inverse and the gradient."""
     there, back = part.forward_moved, part.inverse_moved

@@ -74,13 +74,13 @@ def copied(tmp_path, monkeypatch):
 
 def codes():
     fingerprint._examined.cache_clear()
-    return {name: fingerprint.code(f"companion.experiments.{name}") for name in ("asim.image_space", "hand.memory")}
+    return {name: fingerprint.code(f"companion.experiments.{name}") for name in ("asim.image_space", "asim.planar")}
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "changed"),
     [
-        ("energy.py", ".square()", ".abs()", {"asim.image_space"}),  # an L1 norm in SquaredMisfit
+        ("energy.py", ".square()", ".abs()", {"asim.image_space", "asim.planar"}),  # an L1 norm in SquaredMisfit
         ("energy.py", '"""', '"""Once more: ', set()),
         ("priors/realnvp.py", "self.", "self .", set()),
         ("experiments/context.py", "def map", "def mapped", set()),
