@@ -269,23 +269,12 @@ def test_a_truncated_face_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             read()
 
 
-def test_the_catalogue_says_where_each_set_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
-    write_mnist(tmp_path / "mnist")
-    found = {entry["name"]: entry["found"] for entry in data.catalogue()}
-    assert tuple(found) == data.names() and all(all(entry.values()) for entry in data.catalogue())
-    assert found["digits"] == "embedded" and found["mnist"] == str(tmp_path / "mnist")
-    assert found["fashion-mnist"] == "not on this machine: companion data fetch fashion-mnist"
-    assert found["eurosat"] == "not on this machine: the user makes it" and "folder" in found["celeba"]
-    assert [data.licence(entry["name"]) for entry in data.catalogue()] == [e["licence"] for e in data.catalogue()]
-
-
 # --- downloads
 
 
 def test_a_cut_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     server.cuts = 2
-    file = _download.download(tmp_path / "new" / "f.gz", sha256(CONTENT), (server.address,), progress=False)
+    file = _download.download(tmp_path / "new" / "f.gz", sha256(CONTENT), (server.address,))
     assert file.read_bytes() == CONTENT
     starts = [int(asked.removeprefix("bytes=").removesuffix("-")) for asked in server.asked[1:]]
     assert server.asked[0] is None and len(starts) == 2
@@ -307,7 +296,7 @@ def test_any_old_part_ends_in_the_right_file(
 ) -> None:
     server.ranges_honoured = ranges_honoured
     (tmp_path / "f.gz.part").write_bytes(part)
-    file = _download.download(tmp_path / "f.gz", sha256(CONTENT), (server.address,), progress=False)
+    file = _download.download(tmp_path / "f.gz", sha256(CONTENT), (server.address,))
     assert file.read_bytes() == CONTENT and list(tmp_path.iterdir()) == [file]
 
 

@@ -71,6 +71,12 @@ def test_the_flow_is_trained_stored_and_found_again(plane):
     assert nll == pytest.approx(plane.metrics["nll"], abs=1e-4)
 
 
+def test_the_stored_flow_has_all_that_training_gave_it():
+    stored = experiments.load("asim.planar", "laptop")  # long trained: what its ActNorms took from the data counts
+    nll = -float(planar.flow_of(stored).log_prob(planar.points(4000, 0, "held out")).mean())
+    assert nll == pytest.approx(stored.metrics["nll"], abs=0.03)
+
+
 def test_the_starts(plane):
     flow = planar.flow_of(plane)
     bridge = flow.decode(planar.start(flow, "bridge", 50, 1))
@@ -110,12 +116,12 @@ def test_photographs_in_both_spaces(photographs):
     by_start = {
         run["start"]: path[0] for run, path in zip(runs, arrays["path"], strict=True) if run["space"] == "image"
     }
-    np.testing.assert_allclose(by_start["noisy image"], arrays["observed psnr/std=0.1"], atol=0.01)
+    np.testing.assert_allclose(by_start["noisy image"], photographs.take("observed psnr", std=0.1), atol=0.01)
     assert (by_start["zero"] < by_start["noisy image"]).all()
 
 
 def test_noise_of_the_denoising_problems_has_its_level(photographs):
     # clipping to [0, 1], which scores do, removes some of it
-    level = 10 ** (-photographs.arrays["observed psnr/std=0.1"] / 20)
+    level = 10 ** (-photographs.take("observed psnr", std=0.1) / 20)
     assert (level > 0.07).all() and (level < 0.105).all()
     assert measure.GaussianNoise(0.1).std == 0.1
