@@ -97,7 +97,9 @@ def sha256(content: bytes) -> str:
 
 
 def idx(values: np.ndarray) -> bytes:
-    return gzip.compress(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes())
+    return gzip.compress(
+        struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes(), mtime=0
+    )
 
 
 def write_mnist(folder: Path) -> None:
@@ -189,7 +191,9 @@ def test_celeba_is_read_from_a_folder(tmp_path: Path, own_cache: Path, monkeypat
         data.load("celeba", "train")
 
 
-@pytest.mark.parametrize("damage", [b"", b"no gzip", idx(GREY)[:-500], gzip.compress(b"\0\0\x08\x03abc"), idx(GREY[0])])
+@pytest.mark.parametrize(
+    "damage", [b"", b"no gzip", idx(GREY)[:-500], gzip.compress(b"\0\0\x08\x03abc", mtime=0), idx(GREY[0])]
+)
 def test_damaged_idx_files_are_named(damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
     write_mnist(tmp_path / "mnist")

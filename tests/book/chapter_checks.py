@@ -29,8 +29,6 @@ NOT_YET_CONVERTED = frozenset(
         "generative-models",
         "reversibility",
         "training",
-        "gan-and-vae-priors",
-        "latent-or-image-space",
     }
 )
 

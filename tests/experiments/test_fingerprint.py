@@ -80,7 +80,7 @@ def codes():
 @pytest.mark.parametrize(
     ("file", "old", "new", "changed"),
     [
-        ("energy.py", ".square()", ".abs()", {"asim.image_space"}),  # an L1 norm in SquaredMisfit
+        ("energy.py", ".square()", ".abs()", {"asim.image_space", "asim.planar"}),  # an L1 norm in SquaredMisfit
         ("energy.py", '"""', '"""Once more: ', set()),
         ("priors/realnvp.py", "self.", "self .", set()),
         ("experiments/context.py", "def map", "def mapped", set()),
