@@ -58,6 +58,25 @@ def count(name: str, value: object, *, least: int = 1) -> int:
     return int(number(name, value, f"a whole number >= {least}", lambda v: v >= least and isinstance(v, Integral)))
 
 
+def shape(name: str, value: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape of whole numbers >= 1 as a tuple; else raise ValueError."""
+    try:
+        sizes = tuple(count(name, size) for size in value)
+    except (TypeError, ValueError):
+        sizes = ()
+    if not sizes:
+        raise ValueError(f"{name}: got {value!r}; allowed: a tuple of whole numbers >= 1, such as (3, 32, 32)")
+    return sizes
+
+
+def image_shape(value: Sequence[int]) -> tuple[int, int, int]:
+    """Return (channels, height, width) of whole numbers >= 1; else raise ValueError."""
+    sizes = shape("shape", value)
+    if len(sizes) != 3:
+        raise ValueError(f"shape: got {sizes}; allowed: (channels, height, width)")
+    return sizes[0], sizes[1], sizes[2]
+
+
 def finite(name: str, value: Tensor) -> Tensor:
     """Return a floating-point tensor without NaN or infinity; else raise ValueError."""
     if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    def command(of: Any, name: str, run: Callable[..., None], text: str, *parents: _Parser) -> _Parser:
+        added = of.add_parser(name, parents=[every, *parents], help=text)
+        added.set_defaults(command=run)
+        return added
+
     place = _Parser(add_help=False)
     place.add_argument("--out", type=_folder, default=Path(_RUNS), help=f"folder for what is made (default: ./{_RUNS})")
     place.add_argument("--store", dest="out", action="store_const", const=None, help="into the book's own store")
@@ -80,39 +85,31 @@ def _parser() -> argparse.ArgumentParser:
     spread = _Parser(add_help=False)
     spread.add_argument("--workers", type=int, default=1, metavar="N", help="processes of one thread each (default: 1)")
 
-    listing = commands.add_parser("list", parents=[every], help="experiments, their profiles, and what is stored")
+    listing = command(commands, "list", _list, "experiments, their profiles, and what is stored")
     listing.add_argument("--json", action="store_true", help="as JSON")
     listing.add_argument("--out", type=_folder, help="look for results in this folder, not in the book's store")
-    listing.set_defaults(command=_list)
 
-    run = commands.add_parser("run", parents=[every, place, spread], help="run an experiment and store its result")
+    run = command(commands, "run", _run, "run an experiment and store its result", place, spread)
     run.add_argument("name", metavar="NAME", help="an experiment, as companion list shows it")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a setting")
     run.add_argument("--scheduler", metavar="ADDRESS", help="compute on this Dask cluster, as tcp://host:8786")
     run.add_argument("--seed", type=int, default=0, help="whole number >= 0 (default: 0)")
     run.add_argument("--fresh", action="store_true", help="use no finished parts of a run that was stopped")
-    run.set_defaults(command=_run)
 
-    verify = commands.add_parser(
-        "verify", parents=[every, spread], help="ask whether today's code gives the stored quick results"
-    )
+    verify = command(commands, "verify", _verify, "ask whether today's code gives the stored quick results", spread)
     verify.add_argument("names", nargs="*", metavar="NAME", help="experiments (default: all)")
     verify.add_argument("--out", type=_folder, help="results in this folder, not in the book's store")
-    verify.set_defaults(command=_verify)
 
-    train = commands.add_parser("train", parents=[every, place], help="train a prior, or resume its training")
+    train = command(commands, "train", _train, "train a prior, or resume its training", place)
     train.add_argument("name", metavar="NAME", help="a recipe; an unknown name lists them")
     train.add_argument("--replace", action="store_true", help="replace a stored checkpoint of a larger profile")
     train.add_argument("--start", help="begin with the averaged weights of this checkpoint (a name or a file)")
     train.add_argument("--export", action="store_true", help="store the averaged weights of a running training")
-    train.set_defaults(command=_train)
 
     data = commands.add_parser("data", help="data sets").add_subparsers(metavar="ACTION", required=True)
-    sets = data.add_parser("list", parents=[every], help="data sets and their licences")
-    sets.set_defaults(command=_data_list)
-    fetch = data.add_parser("fetch", parents=[every], help="download and check a data set, or find it")
+    command(data, "list", _data_list, "data sets and their licences")
+    fetch = command(data, "fetch", _fetch, "download and check a data set, or find it")
     fetch.add_argument("name", metavar="NAME", help="a data set, as companion data list shows it")
-    fetch.set_defaults(command=_fetch)
     return parser
 
 
@@ -160,17 +157,9 @@ def _list(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from companion import experiments
 
-    result = experiments.run(
-        options.name,
-        options.profile,
-        options.device,
-        options.seed,
-        options.out,
-        changes=_settings(options.set),
-        workers=options.workers,
-        scheduler=options.scheduler,
-        resume=not options.fresh,
-    )
+    asked = (options.name, options.profile, options.device, options.seed, options.out)
+    how = {"workers": options.workers, "scheduler": options.scheduler, "resume": not options.fresh}
+    result = experiments.run(*asked, changes=_settings(options.set), **how)
     origin = result.provenance
     where = experiments.path(options.name, options.profile, options.out)
     _print(f"{result.name} {result.profile}: {origin.wall_seconds:.1f} s on {origin.device}; stored in {where}")

@@ -16,7 +16,6 @@ itself. An index may repeat an image, and is a list or a tensor of whole numbers
 Each returns one value per image, [batch], that depends on no other image, up to rounding.
 """
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from companion import _support
-from companion.measure.base import Index, Operator
+from companion.measure.base import Index, Operator, replaced
 from companion.measure.problem import Problem
 from companion.priors.base import Prior, standard_normal_log_density
 
@@ -141,9 +140,7 @@ class Misfit(ABC):
 
     def select(self, index: Index) -> Self:
         """The misfit for the images at `index`; to be extended where there are more data for each image."""
-        chosen = copy.copy(self)
-        chosen.operator, chosen.y = self.operator.select(index), self.y[index]
-        return chosen
+        return replaced(self, operator=self.operator.select(index), y=self.y[index])
 
 
 class SquaredMisfit(Misfit):
@@ -164,9 +161,7 @@ class NoiseMisfit(Misfit):
         return -self.problem.log_likelihood(x, self.y)
 
     def select(self, index: Index) -> Self:
-        chosen = super().select(index)
-        chosen.problem = self.problem.select(index)
-        return chosen
+        return replaced(super().select(index), problem=self.problem.select(index))
 
 
 class Penalty(ABC):
@@ -205,17 +200,13 @@ class _Weighted(Penalty):
         return shaped(f"weights of {type(self).__name__}", self.weight.to(value), value.shape) * value
 
     def select(self, index: Index) -> Self:
-        chosen = copy.copy(self)
-        chosen.weight = self.weight[index] if isinstance(self.weight, Tensor) else self.weight
-        return chosen
+        return replaced(self, weight=self.weight[index]) if isinstance(self.weight, Tensor) else self
 
 
 class LatentNorm(_Weighted):
     """γ‖z‖ (Asim et al. 2020, eq. 2), or γ‖z‖² with `squared` (Bora et al. 2017, eq. 4); γ a number or [batch].
 
-    With `squared` and γ = 1/2 it is −log p(z), up to a constant.
-
-    At z = 0, where ‖z‖ has no gradient, the gradient is taken to be 0.
+    With `squared` and γ = 1/2 it is −log p(z), up to a constant. At z = 0 the gradient of ‖z‖ is taken to be 0.
     """
 
     def __init__(self, gamma: float | Tensor, squared: bool = False) -> None:
@@ -227,10 +218,7 @@ class LatentNorm(_Weighted):
 
 
 class FlowLikelihood(_Weighted):
-    """−β log p(x) in nats, the flow's density of the image (Asim et al. 2020, eq. 1; Whang et al. 2020, eq. 12).
-
-    β is a number or [batch].
-    """
+    """−β log p(x) in nats (Asim et al. 2020, eq. 1; Whang et al. 2020, eq. 12); β a number or [batch]."""
 
     def __init__(self, beta: float | Tensor = 1.0) -> None:
         super().__init__("beta", beta)
@@ -294,9 +282,7 @@ class Function(Objective):
         return value if whole else value[self.rows]
 
     def select(self, index: Index) -> "Function":
-        chosen = copy.copy(self)
-        chosen.rows = self.rows[index]
-        return chosen
+        return replaced(self, rows=self.rows[index])
 
 
 class Energy(Objective):
@@ -388,7 +374,6 @@ class Energy(Objective):
         return total  # type: ignore[return-value]
 
     def select(self, index: Index) -> "Energy":
-        """The energy of some images only, in the order of `index`; an image may occur more than once."""
         terms = [(weight, term.select(index)) for weight, term in self.terms]
         return Energy(self.prior, space=self.space, terms=terms)
 

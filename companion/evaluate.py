@@ -34,17 +34,10 @@ class Interval(NamedTuple):
 def mse(x: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
     """Mean squared error over the pixels of each image, [batch]: the "reconstruction error" of Asim et al. 2020.
 
-    Parameters
-    ----------
-    x
-        Estimates, [batch, channels, height, width]; clipped to [0, 1] first, as in the published scores.
-    reference
-        True images of the same shape, in [0, 1].
-    where
-        Booleans that broadcast to that shape: only these pixels count, e.g. the hidden ones of inpainting.
-
-    Raises ValueError for other shapes, for NaN or infinite values, for a reference outside [0, 1], and for a `where`
-    that chooses no pixel of an image.
+    The estimates x, [batch, channels, height, width], are clipped to [0, 1] first, as in the published scores; the true
+    images have the same shape; `where` are booleans that broadcast to it: only these pixels count, e.g. the hidden ones
+    of inpainting. ValueError for other shapes, for NaN or infinite values, for a reference outside [0, 1], and for a
+    `where` that chooses no pixel of an image.
     """
     estimates, truths = _checked(x, reference)
     errors = (estimates - truths).square()
@@ -93,28 +86,19 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
 def interval(values: Tensor | np.ndarray, groups: Tensor | Sequence[int] | None = None) -> Interval:
     """Mean over independent images, and half of its 95 % interval (Student's t).
 
-    Parameters
-    ----------
-    values
-        [images, ...]; the interval is over the first axis.
-    groups
-        [images]: the number of each image's photograph (`Images.photo`). Crops of one photograph are one observation,
-        their mean. By default every image is one.
-
-    Raises ValueError for groups of another length, and for fewer than two observations.
+    `values`: [images, ...]. `groups`: [images], the number of each image's photograph (`Images.photo`): crops of one
+    photograph are one observation, their mean; by default every image is one. ValueError for groups of another length,
+    and for fewer than two observations.
     """
     given = torch.as_tensor(values).double().cpu()
     if groups is not None:
-        labels = torch.as_tensor(groups)
-        if given.dim() < 1 or labels.shape != given.shape[:1]:
-            raise ValueError(
-                f"groups: got {tuple(labels.shape)} for values {tuple(given.shape)}; allowed: one an image"
-            )
+        labels, shape = torch.as_tensor(groups), tuple(given.shape)
+        if not shape or labels.shape != shape[:1]:
+            raise ValueError(f"groups: got {tuple(labels.shape)} for values {shape}; allowed: one an image")
         given = torch.stack([given[labels == label].mean(0) for label in labels.unique()])
     if given.dim() < 1 or len(given) < 2:
-        raise ValueError(
-            f"values: got {tuple(given.shape)}; allowed: at least two independent images on the first axis"
-        )
+        allowed = "at least two independent images on the first axis"
+        raise ValueError(f"values: got {tuple(given.shape)}; allowed: {allowed}")
     error = given.std(0) / len(given) ** 0.5
     return Interval(given.mean(0), error * stdtrit(len(given) - 1, 0.975), len(given))
 

@@ -30,9 +30,9 @@ from torch import Tensor
 from companion._support import count, one_of
 from companion.data import _decode, _photos
 from companion.data._dataset import Images
-from companion.data._sources import SOURCES, cache_folder, find, given_folder, locate
+from companion.data._sources import SOURCES, cache_folder, given_folder, locate
 
-__all__ = ["Images", "catalogue", "fetch", "folder", "licence", "load", "names"]
+__all__ = ["Images", "fetch", "folder", "licence", "load", "names"]
 
 SPLITS = ("train", "validation", "test")
 PHOTOS_TEST = "china-coffee"
@@ -43,11 +43,10 @@ _Read = Callable[[str, str, int], tuple[Tensor, Tensor | None, Tensor | None]]
 
 @dataclass(frozen=True)
 class _Set:
-    """One data set: sizes (the default first), reader of (images, labels, photo), and what `catalogue` says of it."""
+    """One data set: sizes (the default first), and the reader of (images, labels, photo)."""
 
     sizes: tuple[int, ...]
     read: _Read
-    about: str
     licence: str
     splits: tuple[str, ...] = SPLITS
 
@@ -60,17 +59,9 @@ def names() -> tuple[str, ...]:
 def load(name: str, split: str = "train", size: int | None = None) -> Images:
     """Images of one split, float32 [channels, height, width] in [0, 1] each, in the same order every time.
 
-    Parameters
-    ----------
-    name
-        One of `names`; a folder of pictures is read by `folder`.
-    split
-        "train", "validation" or "test".
-    size
-        Height and width in pixels; by default the set's own (32 for photographs).
-
-    Raises ValueError for an unknown name, split or size, or a file that is damaged; FileNotFoundError where the set is
-    not on this machine and could not be downloaded.
+    `name` is one of `names`, `split` "train", "validation" or "test", `size` the height and width in pixels, by default
+    the set's own (32 for photographs). ValueError for another name, split or size, or a file that is damaged;
+    FileNotFoundError where the set is not on this machine and could not be downloaded.
     """
     chosen = _chosen(name)
     one_of("split", split, chosen.splits)
@@ -85,19 +76,10 @@ def folder(path: str | Path, split: str = "train", size: int = 32) -> Images:
 
     Pictures are turned as their EXIF data say; 16 bits become 8; transparent ones lie on white; grey ones are given
     three equal channels. Each is shrunk by averaging f x f pixels, f the largest whole number that leaves its shorter
-    side at least five times `size`, and by 2f, and cut by sliding windows with strides of 3/4 and 1/2 of `size`; nearly
-    constant windows are left out. Of the pictures in the order of their paths, the 2nd, 22nd, ... are for validation,
-    the 3rd, 23rd, ... for testing, the others for training. The first crops are one of each picture, then another of
-    each; `Images.photo` is the picture's number in the order of the paths.
-
-    Parameters
-    ----------
-    path
-        Folder of the pictures.
-    split
-        "train", "validation" or "test".
-    size
-        Height and width of the crops in pixels.
+    side at least five times `size`, and by 2f, and cut by sliding windows, [3, size, size], with strides of 3/4 and 1/2
+    of `size`; nearly constant windows are left out. Of the pictures in the order of their paths, the 2nd, 22nd, ... are
+    for validation, the 3rd, 23rd, ... for testing, the others for training. The first crops are one of each picture,
+    then another of each; `Images.photo` is the picture's number in the order of the paths.
 
     Raises ValueError for a path that is no folder or holds no picture of the split, and, naming the file, for a picture
     that can't be read, is smaller than `size`, or where every crop of the split is nearly constant.
@@ -121,11 +103,8 @@ def folder(path: str | Path, split: str = "train", size: int = 32) -> Images:
 def fetch(name: str) -> list[Path]:
     """Make sure that every file of a data set is on this machine and whole; return their paths; [] for an embedded set.
 
-    A file is right if it has the known sha256 or, as the user's own, can be read from beginning to end. A damaged one
-    in the cache is downloaded anew.
-
-    Raises ValueError for an unknown name or a damaged file; FileNotFoundError for a file that is not on this machine
-    and could not be downloaded.
+    A damaged file in the cache is downloaded anew. ValueError for an unknown name or a damaged file of the user's;
+    FileNotFoundError for one that is not on this machine and could not be downloaded.
     """
     _chosen(name)
     if name == "celeba":
@@ -141,14 +120,6 @@ def licence(name: str) -> str:
     return _chosen(name).licence
 
 
-def catalogue() -> list[dict[str, str]]:
-    """What ``companion data list`` shows of each set: its name, what it is (about), where it is found, its licence."""
-    return [
-        {"name": name, "about": each.about, "found": _found(name), "licence": each.licence}
-        for name, each in _SETS.items()
-    ]
-
-
 def _chosen(name: str) -> _Set:
     if name not in _SETS and isinstance(name, str | Path) and Path(name).expanduser().is_dir():
         raise ValueError(
@@ -156,18 +127,6 @@ def _chosen(name: str) -> _Set:
         )
     one_of("name", name, _SETS)
     return _SETS[name]
-
-
-def _found(name: str) -> str:
-    if name == "celeba":
-        place = given_folder(name)
-        return str(place) if place and place.is_dir() else "not on this machine: the user's folder"
-    if name not in SOURCES:
-        return "embedded"
-    places = [find(name, file) for file in SOURCES[name].files]
-    if None not in places:
-        return str(places[0].parent)  # type: ignore[union-attr]
-    return f"not on this machine: {f'companion data fetch {name}' if SOURCES[name].mirrors else 'the user makes it'}"
 
 
 def _digits(name: str, split: str, size: int) -> tuple[Tensor, Tensor, None]:
@@ -228,27 +187,16 @@ def _faces_folder() -> Path:
 
 _PUBLIC = "public domain, CC0 or CC BY 2.0; for the motorcycle none is stated"
 _SETS = {
-    "digits": _Set((8,), _digits, "1,797 digits, grey, 8x8", "CC BY 4.0 (UCI Machine Learning Repository)"),
-    "photos": _Set(_photos.SIZES, _crops, "crops of ten photographs, colour, 32x32 or 64x64", _PUBLIC),
-    "kodak": _Set(
-        _photos.SIZES,
-        _crops,
-        "test crops, three each of the 24 Kodak photographs, colour, 32x32 or 64x64",
-        "released by Eastman Kodak for unrestricted use",
-        ("test",),
-    ),
-    "china-coffee": _Set(
-        _photos.SIZES, _crops, "test tiles of two photographs, colour, 32x32 or 64x64", "CC BY 2.0 and CC0", ("test",)
-    ),
+    "digits": _Set((8,), _digits, "CC BY 4.0 (UCI Machine Learning Repository)"),
+    "photos": _Set(_photos.SIZES, _crops, _PUBLIC),
+    "kodak": _Set(_photos.SIZES, _crops, "released by Eastman Kodak for unrestricted use", ("test",)),
+    "china-coffee": _Set(_photos.SIZES, _crops, "CC BY 2.0 and CC0", ("test",)),
     "photographs": _Set(
-        _photos.SIZES,
-        _crops,
-        "crops of 938 photographs of ImageNet and of the embedded ones, colour, 32x32 or 64x64",
-        "none stated; ImageNet's pictures are offered for non-commercial research",
+        _photos.SIZES, _crops, "none stated; ImageNet's pictures are offered for non-commercial research"
     ),
-    "mnist": _Set((28,), _idx, "70,000 digits, grey, 28x28", "CC BY-SA 3.0"),
-    "fashion-mnist": _Set((28,), _idx, "70,000 pieces of clothing, grey, 28x28", "MIT"),
-    "eurosat": _Set((64, 32), _zip, "5,500 satellite pictures, colour, 64x64 or 32x32", "MIT"),
-    "flowers": _Set((64, 32), _zip, "5,541 flowers, colour, 64x64 or 32x32", "none stated; offered for research"),
-    "celeba": _Set((64, 32), _faces, "faces, colour, 64x64 or 32x32", "non-commercial research only"),
+    "mnist": _Set((28,), _idx, "CC BY-SA 3.0"),
+    "fashion-mnist": _Set((28,), _idx, "MIT"),
+    "eurosat": _Set((64, 32), _zip, "MIT"),
+    "flowers": _Set((64, 32), _zip, "none stated; offered for research"),
+    "celeba": _Set((64, 32), _faces, "non-commercial research only"),
 }

@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from torch import Tensor
 from companion import _support
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
-_DAMAGE = (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, zlib.error)  # what reading a broken zip raises
 
 # Last number of each part of CelebA's own partition (Liu et al. 2015, list_eval_partition.txt)
 CELEBA_PARTS = {"train": (1, 162770), "validation": (162771, 182637), "test": (182638, 202599)}
@@ -63,20 +63,13 @@ def check(file: Path) -> None:
     if file.suffix == ".gz":
         read_idx(file)
         return
-    try:
-        with zipfile.ZipFile(file) as archive:
-            broken = archive.testzip() if archive.getinfo("index.csv") else None
-    except _DAMAGE as error:
-        broken = str(error)
-    if broken:
-        raise ValueError(f"{file}: got a damaged file ({broken}); allowed: a zip with index.csv")
+    with _archive(file) as archive:
+        if broken := archive.testzip() if archive.getinfo("index.csv") else None:
+            raise ValueError(broken)
 
 
 def read_idx(file: Path) -> Tensor:
-    """A gzipped idx file of unsigned bytes (LeCun's format) as a uint8 tensor of its own shape.
-
-    Raises ValueError where `file` is not such a file, or is damaged.
-    """
+    """A gzipped idx file of unsigned bytes (LeCun's format) as a uint8 tensor of its own shape; else ValueError."""
     try:
         with gzip.open(file) as stream:
             content = stream.read()
@@ -93,19 +86,15 @@ def read_idx(file: Path) -> Tensor:
 def read_zip(file: Path, split: str, class_column: str, split_column: str) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, 3, 64, 64] and classes int64 [N] of one split of a zip of images with an ``index.csv``.
 
-    "validation" is every tenth row of the index's train rows (the 10th, 20th, ...), "train" the others.
-
-    Raises ValueError where `file` is no such zip, is damaged, or an image in it is not 64 x 64.
+    "validation" is every tenth row of the index's train rows (the 10th, 20th, ...), "train" the others. ValueError
+    where `file` is no such zip, is damaged, or an image in it is not 64 x 64.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            part = [row for row in _index(archive) if row[split_column] == ("test" if split == "test" else "train")]
-            if split != "test":
-                part = [row for k, row in enumerate(part, 1) if (k % 10 == 0) == (split == "validation")]
-            images = [picture(io.BytesIO(archive.read(row["file"])), row["file"]) for row in part]
-            labels = torch.tensor([int(row[class_column]) for row in part])
-    except _DAMAGE as error:
-        raise ValueError(f"{file}: got a damaged or different file ({error}); allowed: a zip with index.csv") from None
+    with _archive(file) as archive:
+        part = [row for row in _index(archive) if row[split_column] == ("test" if split == "test" else "train")]
+        if split != "test":
+            part = [row for k, row in enumerate(part, 1) if (k % 10 == 0) == (split == "validation")]
+        images = [picture(io.BytesIO(archive.read(row["file"])), row["file"]) for row in part]
+        labels = torch.tensor([int(row[class_column]) for row in part])
     wrong = next((tuple(image.shape) for image in images if image.shape != (3, 64, 64)), None)
     if wrong or not images:
         given = f"an image of shape {wrong}" if wrong else f"no image of split {split!r}"
@@ -118,15 +107,22 @@ def read_photographs(file: Path, split: str) -> Iterator[Tensor]:
 
     ValueError naming `file` where it is no such zip, is damaged, or has no photograph of the split.
     """
+    with _archive(file) as archive:
+        rows = [row["file"] for row in _index(archive) if row["split"] == split]
+        if not rows:
+            raise ValueError(f"no photograph of split {split!r}")
+        for row in rows:
+            yield picture(io.BytesIO(archive.read(row)), row)
+
+
+@contextmanager
+def _archive(file: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip; whatever is wrong with it and its content becomes a ValueError that names it."""
     try:
         with zipfile.ZipFile(file) as archive:
-            rows = [row["file"] for row in _index(archive) if row["split"] == split]
-            if not rows:
-                raise ValueError(f"no photograph of split {split!r}")
-            for row in rows:
-                yield picture(io.BytesIO(archive.read(row)), row)
-    except _DAMAGE as error:
-        raise ValueError(f"{file}: got a damaged or different file ({error}); allowed: a zip with index.csv") from None
+            yield archive
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file}: got a damaged file ({error}); allowed: a zip with index.csv") from None
 
 
 def face_splits(folder: Path) -> list[str]:
@@ -143,8 +139,7 @@ def read_faces(folder: Path, split: str, cache: Path) -> Tensor:
     """CelebA's faces, uint8 [N, 3, 64, 64]: the largest centred square of each, shrunk to 64 x 64 (Lanczos).
 
     The decoded split is kept in `cache` and read from there as long as the folder's files keep their names and sizes.
-
-    Raises ValueError where a file of `folder` is damaged or not named by CelebA's number, or there is none of `split`.
+    ValueError where a file of `folder` is damaged or not named by CelebA's number, or there is none of `split`.
     """
     first, last = CELEBA_PARTS[split]
     if split not in face_splits(folder):
@@ -173,7 +168,7 @@ def shrink(pictures: Tensor, factor: int) -> Tensor:
 def _decode_faces(files: list[Path], stored: Path) -> None:
     """Write the decoded faces to `stored`, whole or not at all."""
     from PIL import Image
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     with _support.atomic(stored) as part:
         faces = np.lib.format.open_memmap(part, "w+", np.uint8, (len(files), 3, 64, 64))

@@ -1,6 +1,5 @@
 """Download with pooch that resumes after a cut connection and never leaves a wrong file behind."""
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +11,12 @@ TIMEOUT = (10.0, 30.0)
 CHUNK = 1 << 12  # what a cut connection can lose: an incomplete chunk is not handed out
 
 
-def download(file: Path, sha256: str, mirrors: tuple[str, ...], *, progress: bool = True) -> Path:
+def download(file: Path, sha256: str, mirrors: tuple[str, ...]) -> Path:
     """Fetch `file.name` from the first mirror that gives it with the right checksum; returns `file`.
 
     What has arrived is kept beside it as ``<name>.part`` when the connection is cut, and the next attempt asks only for
-    the rest (HTTP Range), also from another mirror. A file with another checksum is deleted at once.
-
-    Parameters
-    ----------
-    file
-        Where the file goes; its folder is made.
-    sha256
-        Checksum in hexadecimal digits.
-    mirrors
-        Folders on the web, each ending in "/", tried in this order.
-    progress
-        Show a progress bar on standard error.
-
-    Raises OSError where no mirror gave the file; the message (one line) says why for each of them.
+    the rest (HTTP Range), also from another mirror. A file with another checksum is deleted at once. Mirrors are
+    folders on the web, each ending in "/", tried in this order; OSError where none gave the file says why for each.
     """
     import pooch
     import requests
@@ -46,7 +33,7 @@ def download(file: Path, sha256: str, mirrors: tuple[str, ...], *, progress: boo
                     known_hash=f"sha256:{sha256}",
                     fname=file.name,
                     path=file.parent,
-                    downloader=_Resuming(part, progress),
+                    downloader=_Resuming(part),
                 )
                 return file
             except ValueError:
@@ -64,16 +51,13 @@ def download(file: Path, sha256: str, mirrors: tuple[str, ...], *, progress: boo
 class _Resuming:
     """A pooch downloader that appends to a ``.part`` file, and moves it to pooch's place when it is complete."""
 
-    def __init__(self, part: Path, progress: bool) -> None:
+    def __init__(self, part: Path) -> None:
         self.part = part
-        self.progress = progress
 
-    def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> bool | None:
+    def __call__(self, url: str, output_file: Any, pooch: Any) -> None:
         """Download `url` to the path `output_file`, as `pooch.retrieve` asks."""
         import requests
 
-        if check_only:
-            return requests.head(url, timeout=TIMEOUT, allow_redirects=True).ok
         while True:
             before = self._size()
             try:
@@ -83,7 +67,6 @@ class _Resuming:
                 if self._size() <= before:  # go on only as long as every attempt brings something
                     raise
         os.replace(self.part, output_file)
-        return None
 
     def _size(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
@@ -91,7 +74,7 @@ class _Resuming:
     def _append(self, url: str, have: int) -> None:
         """One request for what is missing after the first `have` bytes."""
         import requests
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         headers = {"Accept-Encoding": "identity"}  # the .gz itself, not unpacked on the way
         if have:
@@ -105,22 +88,16 @@ class _Resuming:
             response.raise_for_status()
             start = have if response.status_code == requests.codes.partial_content else 0
             total = _total(response)
-            bar = tqdm(
-                total=total, initial=start, unit="B", unit_scale=True, desc=self.part.stem, disable=not self.progress
-            )
+            bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=self.part.stem)
             with bar, open(self.part, "ab" if start else "wb") as sink:
                 for chunk in response.iter_content(CHUNK):
                     sink.write(chunk)
                     bar.update(len(chunk))
         if total is not None and self._size() < total:
-            raise requests.exceptions.ChunkedEncodingError(
-                f"the connection ended after {self._size()} of {total} bytes"
-            )
+            raise requests.exceptions.ChunkedEncodingError(f"it ended after {self._size()} of {total} bytes")
 
 
 def _total(response: "requests.Response") -> int | None:
     """Size of the whole file as the server states it, or None."""
-    stated = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length")
-    with contextlib.suppress(TypeError, ValueError):
-        return int(stated)  # type: ignore[arg-type]
-    return None
+    stated = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
+    return int(stated) if stated.isdecimal() else None

@@ -52,13 +52,10 @@ def crops(name: str, split: str, size: int) -> tuple[Tensor, Tensor]:
     if name == "china-coffee":
         return interleave([_decode.shrink(_cut(_read(file), TILE, TILE), TILE // size) for file in _TEST])
     if name == "photographs":
-        windows_of = [
-            windows(each, size) for each in _decode.read_photographs(locate(name, *SOURCES[name].files), split)
-        ]
-        if split == "train":
-            windows_of += [_pyramid(_read(file), size, FACTORS, (s,) * 4) for file, s in _embedded(split, size)]
-        return interleave(windows_of)
-    parts = [_pyramid(_read(file), size, FACTORS, (stride,) * 4) for file, stride in _embedded(split, size)]
+        photographs = _decode.read_photographs(locate(name, *SOURCES[name].files), split)
+        windows_of = [windows(each, size) for each in photographs]
+        return interleave(windows_of + (_embedded(split, size) if split == "train" else []))
+    parts = _embedded(split, size)
     return torch.cat(parts), torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
 
 
@@ -106,11 +103,12 @@ def _kodak(size: int) -> tuple[Tensor, Tensor]:
     return torch.stack(cut), torch.arange(len(files)).repeat(3)
 
 
-def _embedded(split: str, size: int) -> list[tuple[str, int]]:
-    """Files of a split of photos with the stride of their windows."""
-    if split == "validation":
-        return [(file, size) for file in _VALIDATION]
-    return [(file, size // 4) for file in _VARIED] + [(file, size) for file in _UNIFORM]
+def _embedded(split: str, size: int) -> list[Tensor]:
+    """Windows of each photograph of a split of photos."""
+    strides = dict.fromkeys(_VALIDATION, size)
+    if split == "train":
+        strides = {**dict.fromkeys(_VARIED, size // 4), **dict.fromkeys(_UNIFORM, size)}
+    return [_pyramid(_read(file), size, FACTORS, (stride,) * 4) for file, stride in strides.items()]
 
 
 def _read(name: str) -> Tensor:
@@ -126,8 +124,7 @@ def _cut(picture: Tensor, size: int, stride: int) -> Tensor:
     """Windows of a picture in reading order, [N, 3, size, size], without the nearly constant ones."""
     if min(picture.shape[1:]) < size:
         return picture.new_empty(0, 3, size, size)
-    cut = picture.unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4)
-    cut = cut.reshape(-1, 3, size, size)
+    cut = picture.unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size)
     deviation = cut.float().var((2, 3), correction=0).mean(1).sqrt() / 255
     return cut[deviation >= FLAT]
 

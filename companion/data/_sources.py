@@ -11,27 +11,13 @@ from companion.data._download import download
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one data set.
+    """Files of one data set."""
 
-    Attributes
-    ----------
-    folder
-        Its folder within COMPANION_DATA and within the cache.
-    files
-        sha256 by file name.
-    mirrors
-        Public folders, each ending in "/"; empty if there is none.
-    embedded
-        The embedded set to use instead.
-    make
-        How a user makes the files, where nobody offers them in this layout.
-    """
-
-    folder: str
-    files: dict[str, str]
-    mirrors: tuple[str, ...]
-    embedded: str
-    make: str = ""
+    folder: str  # within COMPANION_DATA and within the cache
+    files: dict[str, str]  # sha256 by file name
+    mirrors: tuple[str, ...]  # public folders, each ending in "/"; empty if there is none
+    embedded: str  # the embedded set to use instead
+    make: str = ""  # how a user makes the files, where nobody offers them in this layout
 
 
 SOURCES = {
@@ -97,26 +83,17 @@ def cache_folder(folder: str) -> Path:
     return Path(pooch.os_cache("companion")) / folder
 
 
-def find(name: str, file: str) -> Path | None:
-    """Path of a file of data set `name` in COMPANION_DATA, else in the user's cache, or None; the file is not read."""
-    source = SOURCES[name]
-    given = given_folder(source.folder)
-    places = [folder / file for folder in (given, cache_folder(source.folder)) if folder is not None]
-    return next((place for place in places if place.is_file()), None)
-
-
 def locate(name: str, file: str) -> Path:
     """Path of a whole file of data set `name`: in COMPANION_DATA, else in the user's cache, else downloaded to it.
 
-    A file is whole if it has the known sha256 or, as the user's own, can be read from beginning to end.
-
-    Raises ValueError for a damaged file that cannot be downloaded anew; FileNotFoundError for one found nowhere: one
-    line with the file, the folder, the reason and the embedded alternative.
+    A file is whole if it has the known sha256 or, as the user's own, can be read from beginning to end. ValueError for
+    a damaged one that cannot be downloaded anew; FileNotFoundError, with the embedded alternative, for one found
+    nowhere.
     """
     source = SOURCES[name]
     given, cached = given_folder(source.folder), cache_folder(source.folder) / file
-    found = find(name, file)
-    if found is not None:
+    found = given / file if given and (given / file).is_file() else cached
+    if found.is_file():
         try:
             if sha256(found) != source.files[file]:
                 _decode.check(found)
@@ -125,13 +102,12 @@ def locate(name: str, file: str) -> Path:
             if found != cached or not source.mirrors:
                 raise
             cached.unlink()
+    why = f"has no public address: make it ({source.make}; see data/README.md)"
     if source.mirrors:
         try:
             return download(cached, source.files[file], source.mirrors)
         except OSError as error:
             why = f"could not be downloaded ({error})"
-    else:
-        why = f"has no public address: make it ({source.make}; see data/README.md)"
     hint = "" if given else " or name a folder with this layout in COMPANION_DATA"
     raise FileNotFoundError(
         f"{name}: {file} is not on this machine and {why}; put it in {given or cached.parent}{hint}, "

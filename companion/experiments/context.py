@@ -20,43 +20,20 @@ from companion.experiments.workers import Runner, here
 
 Item = TypeVar("Item")
 
-_PART_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "part": str,
-    "fingerprint": str,
-    "metrics": dict,
-    "evaluations": int,
-    "seconds": (int, float),
-    "reads": dict,
-}
+_COST: store.Fields = {"evaluations": int, "seconds": float, "reads": dict}
+_FIELDS: store.Fields = {"part": str, "fingerprint": str, "metrics": dict, **_COST}
 
 
 @dataclasses.dataclass
 class Context(Part):
-    """Device, seed and finished parts of one run of an experiment.
+    """Device, seed and finished parts of one run of an experiment."""
 
-    Attributes
-    ----------
-    settings : Any
-        What each part is given.
-    parts : Path
-        Folder of the finished parts.
-    fingerprint : str
-        What a finished part must match to be used again (code, settings, seed, kind of device); the stored files that
-        it read must be what they were, too.
-    runner : Runner
-        Where parts run.
-    seconds_before : float
-        Time that the reused parts took when they were computed, beyond what passed in this run.
-    reads : dict[str, str]
-        Stored files that the parts read, and their hashes.
-    """
-
-    settings: Any = None
-    parts: Path = Path("parts")
-    fingerprint: str = ""
+    settings: Any = None  # what each part is given
+    parts: Path = Path("parts")  # folder of the finished parts
+    fingerprint: str = ""  # of code, settings, seed and kind of device: a finished part of another one is not used
     runner: Runner = here
-    seconds_before: float = 0.0
-    reads: dict[str, str] = dataclasses.field(default_factory=dict)
+    seconds_before: float = 0.0  # that the reused parts took when they were computed
+    reads: dict[str, str] = dataclasses.field(default_factory=dict)  # hashes of the stored files that the parts read
     _names: set[str] = dataclasses.field(default_factory=set, repr=False)
 
     def map(self, function: Callable[[Any, Part, Item], Any], items: Iterable[Item], label: str) -> list[Outcome]:
@@ -75,10 +52,7 @@ class Context(Part):
         label
             What the items are, in the plural, for the progress.
 
-        Raises
-        ------
-        ValueError
-            For such a function or item, or for the same part a second time in one run.
+        Raises ValueError for another function or item, or for the same part a second time in one run.
         """
         if not inspect.isfunction(function) or function.__qualname__ != function.__name__:
             raise ValueError(f"function: got {function!r}; allowed: a function defined at the top of a module")
@@ -122,10 +96,9 @@ class Context(Part):
         if not store.beside(stem, ".npz").exists():  # written before the JSON
             return None
         try:
-            document, arrays = store.read(stem, _PART_FIELDS)
-            if (document["part"], document["fingerprint"]) != (name, self.fingerprint) or fingerprint.changed(
-                document["reads"]
-            ):
+            document, arrays = store.read(stem, _FIELDS)
+            same = (document["part"], document["fingerprint"]) == (name, self.fingerprint)
+            if not same or fingerprint.changed(document["reads"]):
                 made_by = "other code, checkpoints, settings, seed or device"
                 raise store.DamagedFile(f"{store.beside(stem, '.json')}: made by {made_by}")
         except store.DamagedFile as error:
@@ -134,12 +107,11 @@ class Context(Part):
         self.seconds_before += document["seconds"]
         axes = store.axes(document)
         whole = {key: named(value, **axes[key]) if key in axes else value for key, value in arrays.items()}
-        return Done(document["metrics"], whole, document["evaluations"], document["seconds"], document["reads"])
+        return Done(document["metrics"], whole, **{field: document[field] for field in _COST})
 
     def _write(self, name: str, stem: Path, done: Done) -> None:
-        document = {"part": name, "fingerprint": self.fingerprint, "metrics": done.metrics}
-        facts = {"evaluations": done.evaluations, "seconds": done.seconds, "reads": done.reads}
-        store.write(stem, document | facts, done.arrays)
+        facts = {key: value for key, value in vars(done).items() if key != "arrays"}
+        store.write(stem, {"part": name, "fingerprint": self.fingerprint, **facts}, done.arrays)
 
 
 def _described(item: object) -> Any:

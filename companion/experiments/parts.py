@@ -3,43 +3,25 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from companion._reads import recording
 from companion._support import count
 from companion.experiments import fingerprint, store
 from companion.experiments.arrays import Named, collect
-
-
-class Counted(Protocol):
-    """What knows how many evaluations each image cost: a ``recover.Result``."""
-
-    @property
-    def evaluations(self) -> Tensor: ...
-
-
-Solved = TypeVar("Solved", bound=Counted)
+from companion.recover import Result
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment returned, or a part of one: metrics (nested dict of JSON values) and arrays.
+    """What an experiment returned, or a part of one."""
 
-    Attributes
-    ----------
-    metrics : dict[str, Any]
-    arrays : dict[str, np.ndarray]
-    named : dict[str, Named]
-        Those of the arrays whose axes have names, for :func:`gather`.
-    """
-
-    metrics: dict[str, Any]
+    metrics: dict[str, Any]  # nested dict of JSON values
     arrays: dict[str, np.ndarray]
-    named: dict[str, Named]
+    named: dict[str, Named]  # those of the arrays whose axes have names, for :func:`gather`
 
 
 def check_outcome(value: object) -> Outcome:
@@ -65,27 +47,17 @@ def gather(outcomes: Iterable[Outcome], **outer: int | Iterable[Any]) -> dict[st
 
 @dataclass
 class Part:
-    """Device and seed of one part of a run, and the forward evaluations that it reports.
+    """Device and seed of one part of a run, and the forward evaluations that it reports."""
 
-    Attributes
-    ----------
-    device : torch.device
-        Where tensors live.
-    seed : int
-        Whole number >= 0 from which every draw of the experiment follows.
-    evaluations : int
-        Forward evaluations so far.
-    """
-
-    device: torch.device
-    seed: int
-    evaluations: int = 0
+    device: torch.device  # where tensors live
+    seed: int  # from which every draw of the experiment follows
+    evaluations: int = 0  # so far
 
     def count_evaluations(self, number: int) -> None:
         """Add to the forward evaluations; ValueError unless `number` is a whole number >= 0."""
         self.evaluations += count("evaluations", number, least=0)
 
-    def count(self, result: Solved) -> Solved:
+    def count(self, result: Result) -> Result:
         """Return a solver's result, its evaluations counted."""
         self.count_evaluations(int(result.evaluations.sum()))
         return result
@@ -118,7 +90,5 @@ def work(task: Task) -> Done:
     part, start = Part(task.device, task.seed), time.perf_counter()
     with recording() as paths:
         outcome = check_outcome(task.function(task.settings, part, task.item))
-    seconds = time.perf_counter() - start
-    return Done(
-        outcome.metrics, {**outcome.arrays, **outcome.named}, part.evaluations, seconds, fingerprint.reads(paths)
-    )
+    seconds, arrays = time.perf_counter() - start, {**outcome.arrays, **outcome.named}
+    return Done(outcome.metrics, arrays, part.evaluations, seconds, fingerprint.reads(paths))

@@ -1,9 +1,9 @@
 """Where a stored number comes from: profile, device in words, seed, versions, time, evaluations, hash of the code."""
 
 import platform
+import re
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +52,15 @@ def device_words(device: torch.device) -> str:
 
 def _processor() -> str:
     listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
-                return " ".join(value.split())
-    return platform.processor() or platform.machine()
+    text = listing.read_text(errors="replace") if listing.is_file() else ""
+    named = re.search(r"^model name\s*:\s*(\S.*)$", text, re.MULTILINE)
+    return " ".join(named[1].split()) if named else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:
     """Versions of what computes the numbers."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "companion": __version__,
-    }
-
-
-def today() -> str:
-    """The UTC day, as 2020-12-31."""
-    return datetime.now(UTC).date().isoformat()
+    own = {"torch": str(torch.__version__), "numpy": np.__version__, "companion": __version__}
+    return {"python": platform.python_version(), **own}
 
 
 def say(message: str) -> None:

@@ -89,20 +89,15 @@ def experiment(
     ----------
     name
         Lower-case words with dots and hyphens, paper first: "asim.compressed-sensing".
-    paper
-        Who published what it reproduces.
-    shows
-        Figures and tables it reproduces.
+    paper, shows
+        Who published what it reproduces, and which figures and tables.
     profiles
         Settings (dataclass instance or dict) of "quick", "laptop", "overnight" and "paper", or of some of them.
     tolerances
         How far metrics and arrays of these names (or patterns, "seconds*") may lie from the stored ones when the quick
         profile is run again; see :mod:`companion.experiments.verify`. None for numbers that no run repeats, as times.
 
-    Raises
-    ------
-    ValueError
-        For a malformed or taken name, or for profiles or settings that are not as above.
+    Raises ValueError for a malformed or taken name, or for profiles or settings that are not as above.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)+", name):
         raise ValueError(f"name: got {name!r}; allowed: lower-case words with dots and hyphens, as asim.denoising")

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -24,57 +25,34 @@ from companion.experiments import store as files
 from companion.experiments.arrays import Axes, Named, take
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, Task, check_outcome
-from companion.experiments.provenance import Provenance, device_words, resolve_device, today, versions
+from companion.experiments.provenance import Provenance, device_words, resolve_device, versions
 from companion.experiments.registry import PROFILES, get, known, settings_dict, with_changes
 from companion.experiments.workers import runner
 
 SCHEMA = 1
 RUNS = "runs"
 
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "schema": int,
-    "experiment": str,
-    "profile": str,
-    "metrics": dict,
-    "provenance": dict,
-}
+_FIELDS: files.Fields = {"schema": int, "experiment": str, "profile": str, "metrics": dict, "provenance": dict}
 
 Folder = str | Path | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A stored result.
-
-    Attributes
-    ----------
-    name, profile : str
-    metrics : dict[str, Any]
-        Nested dict of JSON values.
-    arrays : dict[str, np.ndarray]
-    provenance : Provenance
-        Where they come from.
-    layout : dict[str, dict[str, list]]
-        Names and labels of the axes of arrays; see :meth:`axes` and :meth:`take`.
-    sha256 : str
-        Of the result's content.
-    pending : str
-        Why this result waits for another run, empty where it does not.
-    """
+    """A stored result: its numbers, where they come from, and why it waits for another run (`pending`), if it does."""
 
     name: str
     profile: str
-    metrics: dict[str, Any]
+    metrics: dict[str, Any]  # nested dict of JSON values
     arrays: dict[str, np.ndarray]
     provenance: Provenance
-    layout: dict[str, Axes]
-    sha256: str
+    layout: dict[str, Axes]  # names and labels of the axes of arrays
+    sha256: str  # of the result's content
     pending: str
 
     def axes(self, name: str) -> Axes:
         """Axes of an array in order, each with its labels; ValueError where there is no such array with named axes."""
-        known("array", name, self.layout)
-        return self.layout[name]
+        return self.layout[known("array", name, self.layout)]
 
     def take(self, name: str, **wanted: Any) -> np.ndarray:
         """The part of an array at the labels wanted, over the axes left.
@@ -102,10 +80,8 @@ def run(
 
     Parameters
     ----------
-    name
-        One of :func:`names`.
-    profile
-        "quick", "laptop", "overnight" or "paper", as far as the experiment declares them.
+    name, profile
+        One of :func:`names`; "quick", "laptop", "overnight" or "paper", as far as the experiment declares them.
     device
         "auto" (CUDA where there is one), "cpu" or "cuda".
     seed
@@ -120,11 +96,8 @@ def run(
         Use the finished parts of an earlier run that was stopped, if it had the same code, checkpoints, settings, seed
         and kind of device.
 
-    Raises
-    ------
-    ValueError
-        For an unknown name, profile or device, a seed that is not a whole number >= 0, settings that the experiment
-        does not have, or a folder that cannot be written.
+    Raises ValueError for an unknown name, profile or device, a seed that is not a whole number >= 0, settings that the
+    experiment does not have, or a folder that cannot be written.
     """
     keep_freed_memory()
     entry = get(name)
@@ -156,18 +129,12 @@ def run(
         wall_seconds=round(time.perf_counter() - start + context.seconds_before, 3),
         evaluations=context.evaluations,
         code_sha256=code,
-        date=today(),
+        date=datetime.now(UTC).date().isoformat(),
         reads=fingerprint.reads(paths) | context.reads,
     )
-    document = {
-        "schema": SCHEMA,
-        "experiment": name,
-        "profile": profile,
-        "metrics": outcome.metrics,
-        "provenance": dataclasses.asdict(provenance),
-    }
+    document = {"schema": SCHEMA, "experiment": name, "profile": profile, "metrics": outcome.metrics}
     before = _whole(name, "quick", out)
-    files.write(stem, document, {**outcome.arrays, **outcome.named})
+    files.write(stem, document | {"provenance": dataclasses.asdict(provenance)}, {**outcome.arrays, **outcome.named})
     # Kept parts would answer the next run, which is asked for to compute anew.
     shutil.rmtree(parts, ignore_errors=True)
     result = load(name, profile, out)
@@ -214,10 +181,7 @@ def _verified(out: Folder, part: Part, name: str) -> tuple[dict, dict]:
 
 
 def state(name: str, profile: str, out: Folder = None) -> str:
-    """ "current", "verified", "pending", "stale" or "damaged: why"; see :mod:`companion.experiments.states`.
-
-    Raises ValueError where nothing is stored.
-    """
+    """ "current", "verified", "pending", "stale" or "damaged: why", as :mod:`companion.experiments.states` has them."""
     try:
         result = load(name, profile, out)
     except files.DamagedFile as error:
@@ -250,11 +214,8 @@ def _whole(name: str, profile: str, out: Folder) -> Result | None:
 def load(name: str, profile: str | None = None, out: Folder = None) -> Result:
     """Read a stored result; without a profile the best one stored (paper, else overnight, laptop, quick).
 
-    Raises
-    ------
-    ValueError
-        For an unknown name or profile, where nothing is stored, or where a file is damaged; the message says what to
-        run.
+    Raises ValueError for an unknown name or profile, where nothing is stored, or where a file is damaged; the message
+    says what to run.
     """
     allowed = get(name).settings
     if profile is None:
@@ -280,14 +241,9 @@ def load(name: str, profile: str | None = None, out: Folder = None) -> Result:
 def describe(name: str, out: Folder = None) -> dict[str, Any]:
     """Name, paper, shows, summary, profiles, and the :func:`state` of each stored profile."""
     found = get(name)
-    return {
-        "name": name,
-        "paper": found.paper,
-        "shows": found.shows,
-        "summary": found.summary,
-        "profiles": list(found.settings),
-        "stored": {profile: state(name, profile, out) for profile in found.settings if present(name, profile, out)},
-    }
+    about = {"name": name, "paper": found.paper, "shows": found.shows, "summary": found.summary}
+    stored = {profile: state(name, profile, out) for profile in found.settings if present(name, profile, out)}
+    return about | {"profiles": list(found.settings), "stored": stored}
 
 
 def path(name: str, profile: str, out: Folder = None) -> Path:

@@ -62,10 +62,8 @@ def check_arrays(value: object) -> dict[str, np.ndarray | Named]:
         # A zip archive cuts a name at NUL.
         if not isinstance(key, str) or "\0" in key or type(array) is not np.ndarray or array.dtype.hasobject:
             kind = f"{array.dtype} array" if type(array) is np.ndarray else type(array).__name__
-            raise ValueError(
-                f"arrays: got {kind} for {key!r}; allowed: text names without NUL, and plain numpy arrays of numbers "
-                "or text"
-            )
+            allowed = "text names without NUL, and plain numpy arrays of numbers or text"
+            raise ValueError(f"arrays: got {kind} for {key!r}; allowed: {allowed}")
         if isinstance(given, Named):
             plain("axes", given.axes)
     return {key: value[key] for key in sorted(value)}
@@ -111,17 +109,15 @@ def write(stem: Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarr
 
     Of several writers at once, the last leaves its pair. The names of an array's axes go into the JSON.
     """
+    entries: dict[str, dict[str, Any]] = {}
     plain = {name: array.values if isinstance(array, Named) else array for name, array in sorted(arrays.items())}
-    packed = _packed(plain)
-    entries = {}
     for name, array in plain.items():
         entries[name] = {"dtype": str(array.dtype), "shape": list(array.shape)}
         if isinstance(given := arrays[name], Named):
             entries[name]["axes"] = [[axis, labels] for axis, labels in given.axes.items()]
-    whole = {
-        **document,
-        "arrays": {"file": beside(stem, ".npz").name, "sha256": sha256(packed), "entries": entries},
-    }
+    packed = _packed(plain)
+    about = {"file": beside(stem, ".npz").name, "sha256": sha256(packed), "entries": entries}
+    whole: dict[str, Any] = {**document, "arrays": about}
     whole["sha256"] = _digest(whole)
     text = (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -22,22 +22,16 @@ class Operator(ABC):
     called by ``operator(x)``, which checks x, or by ``operator.forward(x)``, which does not, for solvers, to whom a
     single overflowing image must not be an error of the whole batch. Both check the shape of what `apply` returns: a
     wrong one would be broadcast against y, and mix the images.
-
-    Attributes
-    ----------
-    shape, output_shape : tuple
-        Shapes of one image and of its measurements.
-    domain : str
-        What it acts on: "image", pixels in [0, 1], or "real", any numbers.
-    batch : int or None
-        The number of images, where the operator has data for each; None where all are treated alike.
     """
 
-    domain: str = "image"
-    batch: int | None = None
+    shape: tuple[int, ...]  # of one image
+    output_shape: tuple[int, ...]  # of its measurements
+    domain: str = "image"  # what it acts on: "image", pixels in [0, 1], or "real", any numbers
+    batch: int | None = None  # number of images, where it has data for each; None where all are treated alike
 
     def __init__(self, shape: Sequence[int], output_shape: Sequence[int], domain: str | None = None) -> None:
-        self.shape, self.output_shape = checked_shape("shape", shape), checked_shape("output_shape", output_shape)
+        self.shape = _support.shape("shape", shape)
+        self.output_shape = _support.shape("output_shape", output_shape)
         self.domain = str(_support.one_of("domain", domain or self.domain, ("image", "real")))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -115,25 +109,6 @@ def check_adjoint(operator: LinearOperator, seed: int = 0, tolerance: float = 1e
         given = f"<A x, y> = {left[0]:.6g} but <x, A* y> = {right[0]:.6g}, a relative error of {error:.2g}"
         raise ValueError(f"operator: got {type(operator).__name__} with {given}; allowed: at most {tolerance:.2g}")
     return error
-
-
-def checked_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape of whole numbers >= 1 as a tuple; else raise ValueError."""
-    try:
-        sizes = tuple(_support.count(name, size) for size in shape)
-    except (TypeError, ValueError):
-        sizes = ()
-    if not sizes:
-        raise ValueError(f"{name}: got {shape!r}; allowed: a tuple of whole numbers >= 1, such as (3, 32, 32)")
-    return sizes
-
-
-def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return (channels, height, width) of whole numbers >= 1; else raise ValueError."""
-    checked = checked_shape("shape", shape)
-    if len(checked) != 3:
-        raise ValueError(f"shape: got {checked}; allowed: (channels, height, width)")
-    return checked[0], checked[1], checked[2]
 
 
 def replaced(value: T, **changes: Any) -> T:

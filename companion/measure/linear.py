@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from companion import _support
-from companion.measure.base import Index, LinearOperator, checked_shape, image_shape, replaced
+from companion.measure.base import Index, LinearOperator, replaced
 
 
 def _plain(make: Callable[[], Tensor]) -> Tensor:
@@ -29,11 +29,9 @@ class Identity(LinearOperator):
         super().__init__(shape, shape, domain)
 
     def apply(self, x: Tensor) -> Tensor:
-        """A copy of x."""
         return x.clone()
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """A copy of y."""
         return y.clone()
 
 
@@ -41,15 +39,9 @@ class Mask(LinearOperator):
     """Inpainting: the pixels under the mask, and only those, as one vector [batch, m].
 
     The vector holds no zeros for what was not measured, so that noise and misfit count measured values only;
-    ``A.adjoint(y)`` puts them back into an image that is black elsewhere.
-
-    Parameters
-    ----------
-    mask
-        Boolean; True where a value is measured. [C, H, W], or [H, W] for all channels alike (see
-        :mod:`companion.measure.masks`), or [batch, C, H, W], one for each image, all of as many values.
-    channels
-        Number of channels for an [H, W] mask; 1 if not given.
+    ``A.adjoint(y)`` puts them back into an image that is black elsewhere. The mask (see :mod:`companion.measure.masks`)
+    is boolean, True where a value is measured: [C, H, W], or [H, W] for all of so many `channels` (by default 1) alike,
+    or [batch, C, H, W], one for each image, all of as many values.
     """
 
     def __init__(self, mask: Tensor, channels: int | None = None, domain: str = "image") -> None:
@@ -75,7 +67,6 @@ class Mask(LinearOperator):
         return x.flatten(1).gather(1, self._places.to(x.device).expand(len(x), -1))
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """The image with the values in their places and 0 elsewhere."""
         empty = y.new_zeros(len(y), math.prod(self.shape))
         return empty.scatter(1, self._places.to(y.device).expand(len(y), -1), y).unflatten(1, self.shape)
 
@@ -90,18 +81,9 @@ class Mask(LinearOperator):
 class Gaussian(LinearOperator):
     """Compressed sensing: A of shape [m, n] with independent entries N(0, 1/m) (Asim et al. 2020, sec. 3.2).
 
-    The entries are drawn on the CPU in float64, row by row: A depends on nothing but `shape`, `m` and `seed`, and the
-    rows for a larger m begin with the same draws. One copy is kept for each dtype and device in use; pickles and deep
-    copies draw their own.
-
-    Parameters
-    ----------
-    shape
-        Shape of an image; n is the product.
-    m
-        Number of measurements.
-    seed
-        Seed of the draws, a whole number.
+    n is the product of `shape`. The entries are drawn on the CPU in float64, row by row: A depends on nothing but
+    `shape`, `m` and `seed` (a whole number), and the rows for a larger m begin with the same draws. One copy is kept
+    for each dtype and device in use; pickles and deep copies draw their own.
     """
 
     def __init__(self, shape: Sequence[int], m: int, seed: int = 0, domain: str = "image") -> None:
@@ -128,11 +110,9 @@ class Gaussian(LinearOperator):
         return matrix.to(device)
 
     def apply(self, x: Tensor) -> Tensor:
-        """A x, [batch, m]."""
         return x.flatten(1) @ self.matrix(x).T
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Aᵀ y, [batch, *shape]."""
         return (y @ self.matrix(y)).unflatten(1, self.shape)
 
 
@@ -151,11 +131,9 @@ class PerImage(LinearOperator):
         super().__init__(*kinds.pop())
 
     def apply(self, x: Tensor) -> Tensor:
-        """A_k x_k for each image, [batch, *output_shape]."""
         return torch.cat([a.forward(one) for a, one in zip(self.operators, x.split(1), strict=True)])
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """A_k* y_k for each image, [batch, *shape]."""
         return torch.cat([a.transpose(one) for a, one in zip(self.operators, y.split(1), strict=True)])
 
     def select(self, index: Index) -> Self:
@@ -167,23 +145,16 @@ class Blur(LinearOperator):
     """Convolution of every channel with one kernel, where the kernel lies wholly inside the image ("valid").
 
     A camera sees no pixels beyond its edge either: with a k×k kernel, k − 1 rows and columns are lost, and no rule
-    about what lies outside the image has to be made up.
-
-    Parameters
-    ----------
-    shape
-        (channels, height, width).
-    kernel
-        [k, l], at most as large as the image. Cast to the dtype of the images.
+    about what lies outside the image has to be made up. The kernel, [k, l], at most as large as the image, is cast to
+    the dtype of the images.
     """
 
     def __init__(self, shape: Sequence[int], kernel: Tensor, domain: str = "image") -> None:
-        shape = image_shape(shape)
+        shape = _support.image_shape(shape)
         sizes = tuple(_support.finite("kernel", kernel).shape)
         if len(sizes) != 2 or 0 in sizes or sizes[0] > shape[1] or sizes[1] > shape[2]:
-            raise ValueError(
-                f"kernel: got shape {sizes}; allowed: [rows, columns], from 1 × 1 to {shape[1]} × {shape[2]}"
-            )
+            allowed = f"[rows, columns], from 1 × 1 to {shape[1]} × {shape[2]}"
+            raise ValueError(f"kernel: got shape {sizes}; allowed: {allowed}")
         self.kernel = _plain(lambda: kernel.detach().clone())
         super().__init__(shape, (shape[0], shape[1] - sizes[0] + 1, shape[2] - sizes[1] + 1), domain)
 
@@ -191,7 +162,7 @@ class Blur(LinearOperator):
     def gaussian(cls, shape: Sequence[int], std: float, size: int | None = None) -> "Blur":
         """Blur by a normal density of `std` pixels, cut off to `size` × `size` (default 2⌈3 std⌉ + 1)."""
         std = _support.positive("std", std)
-        widest = max(checked_shape("shape", shape))
+        widest = max(_support.shape("shape", shape))
         name, given = ("std", std) if size is None else ("size", size)
         size = _support.count("size", 2 * math.ceil(min(3 * std, widest)) + 1 if size is None else size)
         if size > widest:  # refused before it is built
@@ -204,11 +175,9 @@ class Blur(LinearOperator):
         return self.kernel.to(like).flip(0, 1).expand(self.shape[0], 1, *self.kernel.shape)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The blurred images, [batch, channels, H − k + 1, W − l + 1]."""
         return F.conv2d(x, self._weight(x), groups=self.shape[0])
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Each value spread over the pixels that it was gathered from."""
         return F.conv_transpose2d(y, self._weight(y), groups=self.shape[0])
 
 
@@ -216,16 +185,14 @@ class Downsample(LinearOperator):
     """Super-resolution: the mean of every `factor` × `factor` block of pixels."""
 
     def __init__(self, shape: Sequence[int], factor: int, domain: str = "image") -> None:
-        channels, height, width = image_shape(shape)
+        channels, height, width = _support.image_shape(shape)
         self.factor = factor = _support.count("factor", factor)
         if height % factor or width % factor:
             raise ValueError(f"shape: got {tuple(shape)} with factor {factor}; allowed: H and W divisible by it")
         super().__init__(shape, (channels, height // factor, width // factor), domain)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The block means, [batch, channels, H / factor, W / factor]."""
         return F.avg_pool2d(x, self.factor)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Each mean spread evenly over its block."""
         return y.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3) / self.factor**2

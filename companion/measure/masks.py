@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.measure.base import image_shape
 
 SIDES = ("left", "right", "top", "bottom")
 
@@ -16,7 +15,7 @@ def centre(shape: Sequence[int], missing: float = 0.3) -> Tensor:
 
     Rows and columns from ⌊(½ − missing/2) · side⌋ to ⌊(½ + missing/2) · side⌋ are hidden.
     """
-    channels, height, width = image_shape(shape)
+    channels, height, width = _support.image_shape(shape)
     missing = _fraction(missing)
     mask = torch.ones(channels, height, width, dtype=torch.bool, device="cpu")
     rows, columns = (slice(int(s * (0.5 - missing / 2)), int(s * (0.5 + missing / 2))) for s in (height, width))
@@ -26,7 +25,7 @@ def centre(shape: Sequence[int], missing: float = 0.3) -> Tensor:
 
 def side(shape: Sequence[int], hidden: str, missing: float = 0.5) -> Tensor:
     """All but a band along one side; `hidden` is "left", "right", "top" or "bottom", the side that is not seen."""
-    channels, height, width = image_shape(shape)
+    channels, height, width = _support.image_shape(shape)
     missing = _fraction(missing)
     _support.one_of("hidden", hidden, SIDES)
     mask = torch.ones(channels, height, width, dtype=torch.bool, device="cpu")
@@ -39,13 +38,13 @@ def side(shape: Sequence[int], hidden: str, missing: float = 0.5) -> Tensor:
 
 def random_pixels(shape: Sequence[int], missing: float = 0.5, seed: int | torch.Generator = 0) -> Tensor:
     """All but round(missing · H · W) pixels chosen at random, hidden in all channels."""
-    channels, height, width = image_shape(shape)
+    channels, height, width = _support.image_shape(shape)
     return _scattered((1, height, width), missing, seed).expand(channels, -1, -1).clone()
 
 
 def random_subpixels(shape: Sequence[int], missing: float = 0.25, seed: int | torch.Generator = 0) -> Tensor:
     """All but round(missing · C · H · W) values at random, each channel for itself (Whang et al. 2020, sec. 5.4.5)."""
-    return _scattered(image_shape(shape), missing, seed)
+    return _scattered(_support.image_shape(shape), missing, seed)
 
 
 def text(shape: Sequence[int], words: str = "inverse problem", size: float | None = None) -> Tensor:
@@ -55,7 +54,7 @@ def text(shape: Sequence[int], words: str = "inverse problem", size: float | Non
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    channels, height, width = image_shape(shape)
+    channels, height, width = _support.image_shape(shape)
     if not isinstance(words, str) or not words.strip():
         raise ValueError(f"words: got {words!r}; allowed: text with at least one visible character")
     allowed = f"a number of pixels from 1 to the image's height, {height}"

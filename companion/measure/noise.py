@@ -72,12 +72,10 @@ class IndependentNoise(AdditiveNoise):
         """Standard deviations, float64 on the CPU, of a shape that broadcasts against one image's measurements."""
 
     def residual(self, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
-        """Mean + std · N(0, 1)."""
         normal = torch.randn(shape, generator=source, dtype=torch.float64, device="cpu")
         return self.mean + self.std_map(shape[1:]) * normal
 
     def residual_log_prob(self, residual: Tensor) -> Tensor:
-        """Σ log N(residual; mean, std²) over all entries, normalised."""
         std = self.std_map(tuple(residual.shape[1:]))
         if (std == 0).any():
             raise ValueError("std: got 0, whose density is infinite; allowed: a number > 0 where log_prob is needed")
@@ -98,7 +96,6 @@ class GaussianNoise(IndependentNoise):
         return cls(_support.positive("norm", norm, zero=True) / math.sqrt(_support.count("m", m)))
 
     def std_map(self, shape: tuple[int, ...]) -> Tensor:
-        """One number for all entries."""
         return torch.tensor([self.std], dtype=torch.float64, device="cpu")
 
 

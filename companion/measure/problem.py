@@ -12,18 +12,10 @@ from companion.measure.noise import Noise
 
 @dataclass(frozen=True)
 class Problem:
-    """Measurements y of images x, with density p(y | f(x)).
+    """Measurements y of images x, with density p(y | f(x))."""
 
-    Attributes
-    ----------
-    operator : Operator
-        The forward operator f.
-    noise : Noise
-        The density of y given f(x).
-    """
-
-    operator: Operator
-    noise: Noise
+    operator: Operator  # f
+    noise: Noise  # the density of y given f(x)
 
     def __post_init__(self) -> None:
         for name, value, kind in (("operator", self.operator, Operator), ("noise", self.noise, Noise)):
@@ -36,9 +28,8 @@ class Problem:
         ValueError for a wrong shape, NaN, or, where the operator's domain is "image", pixels outside [0, 1].
         """
         check = _support.pixels if self.operator.domain == "image" else _support.finite
-        return self.noise.sample(
-            self.operator.forward(check("x", _support.batch_of("x", x, self.operator.shape))), seed
-        )
+        check("x", _support.batch_of("x", x, self.operator.shape))
+        return self.noise.sample(self.operator.forward(x), seed)
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
         """log p(y | f(x)) in nats, [batch]; for solvers: x and y are not checked, but all shapes are (ValueError)."""

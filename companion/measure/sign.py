@@ -23,7 +23,6 @@ class SignOf(Operator):
         super().__init__(linear.shape, linear.output_shape, linear.domain)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The signs, [batch, *output_shape]."""
         value = self.linear.forward(x)
         sign = torch.where(value < 0, -1.0, 1.0).to(value)
         return sign + (value - value.detach())  # adds 0 to it and 1 to its derivative (Bengio et al. 2013)

@@ -21,24 +21,12 @@ MODELS: dict[str, type["Prior"]] = {}  # what checkpoints can hold, by name
 
 
 class Prior(nn.Module, ABC):
-    """A generator G of images from flat latents z ~ N(0, I).
+    """A generator G of images from flat latents z ~ N(0, I)."""
 
-    Attributes
-    ----------
-    shape : tuple
-        Shape of one image, (channels, height, width); (2,) for planar points.
-    latent_dim : int
-        Length of the flat latent vector.
-    config : dict
-        The arguments that build this prior again, noted when it was built; stored in its checkpoints.
-    card : dict
-        What is known of a loaded prior: data, licence, budget, scores.
-    """
-
-    shape: tuple[int, ...]
-    latent_dim: int
-    config: dict[str, Any]
-    card: dict[str, Any]
+    shape: tuple[int, ...]  # of one image, (channels, height, width); (2,) for planar points
+    latent_dim: int  # length of the flat latent vector
+    config: dict[str, Any]  # the arguments that build this prior again, noted when it was built
+    card: dict[str, Any]  # what is known of a loaded prior: data, licence, budget, scores
 
     def __init_subclass__(cls, stored: bool = True, **options: Any) -> None:
         """Let constructions note their arguments in `config`, and let checkpoints hold the models of this package.

@@ -36,18 +36,17 @@ class Bijection(nn.Module, ABC):
         return self.encode(x)[0]
 
 
-def _per_image(value: Tensor, x: Tensor) -> Tensor:
-    """A log-determinant that is the same for every image of the batch, as [batch]."""
-    return value.to(x.dtype).expand(x.shape[0])
+def _at_every_site(log_det: Tensor, x: Tensor) -> Tensor:
+    """[batch]: the log-determinant of a map that is the same at all positions (height × width; 1 for vectors) of x."""
+    return (log_det * x[0, 0].numel()).to(x.dtype).expand(x.shape[0])
 
 
 class Chain(Bijection):
     """Bijections applied one after the other (in the order given when encoding).
 
     The result saturates at ±1e10: far beyond anything a trained flow produces, and far enough below the largest
-    float32 that the next chain does not overflow where its 1×1 convolutions are rotations (those of kind "lu" or
-    "dense" are as large as their weights, and can). So a broken flow gives large finite numbers rather than NaN for
-    values of ordinary size (below 1e30), and :meth:`companion.priors.Flow.check` tells.
+    float32 that the next chain does not overflow (but where 1×1 convolutions are no rotations). So a broken flow gives
+    large finite numbers rather than NaN, and :meth:`companion.priors.Flow.check` tells.
     """
 
     limit = 1e10
@@ -57,18 +56,26 @@ class Chain(Bijection):
         self.parts: Sequence[Bijection] = nn.ModuleList(parts)  # type: ignore[assignment]
 
     def encode(self, x: Tensor) -> Mapped:
-        total = x.new_zeros(x.shape[0])
-        for part in self.parts:
-            x, log_det = part.encode(x)
-            total = total + log_det
-        return x.clamp(-self.limit, self.limit), total
+        return self._through(x, "encode")
 
     def decode(self, z: Tensor) -> Mapped:
-        total = z.new_zeros(z.shape[0])
-        for part in reversed(self.parts):
-            z, log_det = part.decode(z)
+        return self._through(z, "decode")
+
+    def ordered(self, direction: str) -> list[Bijection]:
+        """The parts in the order in which `direction` applies them."""
+        return list(self.parts) if direction == "encode" else list(self.parts)[::-1]
+
+    def run(self, value: Tensor, direction: str) -> Mapped:
+        """All parts in order, without the final saturation."""
+        total = value.new_zeros(value.shape[0])
+        for part in self.ordered(direction):
+            value, log_det = getattr(part, direction)(value)
             total = total + log_det
-        return z.clamp(-self.limit, self.limit), total
+        return value, total
+
+    def _through(self, value: Tensor, direction: str) -> Mapped:
+        value, log_det = self.run(value, direction)
+        return value.clamp(-self.limit, self.limit), log_det
 
     def initialise(self, x: Tensor) -> Tensor:
         for part in self.parts:
@@ -166,19 +173,18 @@ class ActNorm(Bijection):
     def encode(self, x: Tensor) -> Mapped:
         scale, log_scale = self.scale()
         view = (-1, *[1] * (x.dim() - 2))
-        return (x + self.bias.view(view)) * scale.view(view), _per_image(log_scale.sum() * _sites(x), x)
+        return (x + self.bias.view(view)) * scale.view(view), _at_every_site(log_scale.sum(), x)
 
     def decode(self, z: Tensor) -> Mapped:
         scale, log_scale = self.scale()
         view = (-1, *[1] * (z.dim() - 2))
-        return z / scale.view(view) - self.bias.view(view), _per_image(-log_scale.sum() * _sites(z), z)
+        return z / scale.view(view) - self.bias.view(view), _at_every_site(-log_scale.sum(), z)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> Tensor:
         """Choose b and s₀ so that `x` comes out with mean 0 and standard deviation 1 in each channel.
 
-        Raises ValueError for NaN and for a channel that is constant over the batch, which would poison the scale for
-        good.
+        ValueError for NaN and for a channel that is constant over the batch, which would poison the scale for good.
         """
         _support.finite("first batch", x)
         axes = [0, *range(2, x.dim())]
@@ -191,11 +197,6 @@ class ActNorm(Bijection):
         self.start.copy_(-spread.log())
         self.log_scale.zero_()
         return self.encode(x)[0]
-
-
-def _sites(x: Tensor) -> int:
-    """Number of positions that share one value per channel: height × width, or 1 for vectors."""
-    return x[0, 0].numel()
 
 
 class Folded(NamedTuple):
@@ -230,7 +231,7 @@ class ChannelMix(Bijection):
     @staticmethod
     def through(direction: str, value: Tensor, folded: "Folded") -> Mapped:
         """Either direction, by convolutions that are folded already."""
-        log_det = _per_image(folded.log_det * _sites(value), value)
+        log_det = _at_every_site(folded.log_det, value)
         if direction == "encode":
             return per_pixel(value, folded.weight, folded.bias), log_det
         return per_pixel(value, folded.inverse, folded.inverse_bias), -log_det
@@ -246,14 +247,11 @@ class ChannelMix(Bijection):
     def _fold(self) -> "Folded":
         scale, log_scale = self.norm.scale()
         matrix, inverse, log_det = self.mix.matrices()
-        weight = matrix * scale
-        return Folded(
-            weight, weight @ self.norm.bias, inverse / scale[:, None], -self.norm.bias, log_scale.sum() + log_det
-        )
+        weight, bias = matrix * scale, self.norm.bias
+        return Folded(weight, weight @ bias, inverse / scale[:, None], -bias, log_scale.sum() + log_det)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> Tensor:
-        """Initialise the ActNorm from `x` (see :meth:`ActNorm.initialise`)."""
         self.norm.initialise(x)
         return self.encode(x)[0]
 
@@ -261,23 +259,17 @@ class ChannelMix(Bijection):
 class Coupling(Bijection):
     """Affine or additive coupling: z_b = exp(s(x_a)) ⊙ x_b + t(x_a), z_a = x_a (Dinh et al. 2017, eq. 7-8).
 
-    The conditioner's output h is bounded, s = tanh(h_s) and t = 32 tanh(h_t / 32): a coupling changes the scale of a
-    value by at most a factor e, whatever its weights are, so that no depth makes the flow overflow. Trained flows
-    stay well inside.
-
-    Parameters
-    ----------
-    conditioner
-        Network from x_a, [batch, channels // 2, ...], to h, [batch, (2 or 1) · channels of x_b, ...].
-    kind
-        "affine", or "additive" (s = 0; NICE, Dinh et al. 2014).
+    The conditioner takes x_a, [batch, channels // 2, ...], to h, [batch, 2 · channels of x_b, ...]; for the kind
+    "additive" (s = 0; NICE, Dinh et al. 2014) to as many channels as x_b has. It is bounded, s = tanh(h_s) and
+    t = 32 tanh(h_t / 32): a coupling changes the scale of a value by at most a factor e, whatever its weights are, so
+    that no depth makes the flow overflow. Trained flows stay well inside.
     """
 
     shift_bound = 32.0
 
     def __init__(self, conditioner: nn.Module, kind: str = "affine") -> None:
         super().__init__()
-        self.kind = str(_support.one_of("coupling", kind, COUPLINGS))
+        self.kind = str(_support.one_of("coupling", kind, ("affine", "additive")))
         self.conditioner = conditioner
 
     def condition(self, fixed: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -285,13 +277,8 @@ class Coupling(Bijection):
         h = self.conditioner(fixed)
         if self.kind == "additive":
             return None, self.shift_bound * torch.tanh(h / self.shift_bound)
-        return self.bound(h)
-
-    @classmethod
-    def bound(cls, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-scale s and the shift t that an affine coupling makes of its conditioner's output."""
         raw_scale, raw_shift = h.chunk(2, 1)
-        return torch.tanh(raw_scale), cls.shift_bound * torch.tanh(raw_shift / cls.shift_bound)
+        return torch.tanh(raw_scale), self.shift_bound * torch.tanh(raw_shift / self.shift_bound)
 
     @staticmethod
     def forward_moved(moved: Tensor, log_scale: Tensor | None, shift: Tensor) -> Mapped:
@@ -320,9 +307,6 @@ class Coupling(Bijection):
 
 def _sum_per_image(value: Tensor) -> Tensor:
     return value.sum(tuple(range(1, value.dim())))
-
-
-COUPLINGS = ("affine", "additive")
 
 
 def split_channels(x: Tensor) -> tuple[Tensor, Tensor]:

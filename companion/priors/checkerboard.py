@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from companion import _support
-from companion.priors.bijections import COUPLINGS, Bijection, Coupling, Mapped
+from companion.priors.bijections import Bijection, Coupling, Mapped
 
 
 def checkerboard(height: int, width: int, parity: int = 0) -> Tensor:
@@ -15,50 +14,30 @@ def checkerboard(height: int, width: int, parity: int = 0) -> Tensor:
     return ((rows + parity) % 2 == 0).to(torch.get_default_dtype())[None, None]
 
 
-class CheckerboardCoupling(Bijection):
+class CheckerboardCoupling(Coupling):
     """Coupling of the two colours of a checkerboard: z = m ⊙ x + (1 − m) ⊙ (exp(s) ⊙ x + t).
 
-    s and t are functions of m ⊙ x (Dinh et al. 2017, eq. 9), with the bounds of
-    :class:`companion.priors.bijections.Coupling`: |s| ≤ 1, |t| ≤ 32.
-
-    Parameters
-    ----------
-    conditioner
-        Network from m ⊙ x, [batch, c, h, w], to [batch, 2 c, h, w] (affine) or [batch, c, h, w] (additive).
-    size
-        (height, width) of the images; odd numbers are allowed.
-    parity
-        Which colour stays: 0 the one of the upper left pixel, 1 the other.
-    kind
-        "affine" or "additive".
+    s and t are functions of m ⊙ x (Dinh et al. 2017, eq. 9), with the bounds of every coupling: |s| ≤ 1, |t| ≤ 32. The
+    conditioner takes [batch, c, h, w] to [batch, 2 c, h, w] ("additive": c channels); `size`, (height, width), may be
+    odd; `parity` says which colour stays: 0 that of the upper left pixel, 1 the other.
     """
 
     mask: Tensor
 
     def __init__(self, conditioner: nn.Module, size: tuple[int, int], parity: int, kind: str = "affine") -> None:
-        super().__init__()
-        self.kind = str(_support.one_of("coupling", kind, COUPLINGS))
-        self.conditioner = conditioner
+        super().__init__(conditioner, kind)
         self.register_buffer("mask", checkerboard(*size, parity), persistent=False)
 
-    def _scale_and_shift(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        h, moved, bound = self.conditioner(self.mask * x), 1 - self.mask, Coupling.shift_bound
-        if self.kind == "additive":
-            return None, moved * bound * torch.tanh(h / bound)
-        raw_scale, raw_shift = h.chunk(2, 1)
-        return moved * torch.tanh(raw_scale), moved * bound * torch.tanh(raw_shift / bound)
+    def condition(self, fixed: Tensor) -> tuple[Tensor | None, Tensor]:
+        log_scale, shift = super().condition(self.mask * fixed)  # m ⊙ z = m ⊙ x
+        moved = 1 - self.mask
+        return None if log_scale is None else moved * log_scale, moved * shift
 
     def encode(self, x: Tensor) -> Mapped:
-        log_scale, shift = self._scale_and_shift(x)
-        if log_scale is None:
-            return x + shift, x.new_zeros(x.shape[0])
-        return torch.exp(log_scale) * x + shift, log_scale.flatten(1).sum(1)
+        return self.forward_moved(x, *self.condition(x))
 
     def decode(self, z: Tensor) -> Mapped:
-        log_scale, shift = self._scale_and_shift(z)  # m ⊙ z = m ⊙ x
-        if log_scale is None:
-            return z - shift, z.new_zeros(z.shape[0])
-        return torch.exp(-log_scale) * (z - shift), -log_scale.flatten(1).sum(1)
+        return self.inverse_moved(z, *self.condition(z))
 
 
 class ChannelOrder(Bijection):

@@ -15,44 +15,26 @@ from companion.priors.pixels import PixelMap
 
 @dataclass(frozen=True)
 class Check:
-    """Numerical health of a flow on a batch; every field [batch].
+    """Numerical health of a flow on a batch; every field [batch]."""
 
-    Attributes
-    ----------
-    round_trip : Tensor
-        max |decode(encode(x)) − x|.
-    log_det : Tensor
-        log|det dz/dx|, nats.
-    stretch, shrink : Tensor
-        Largest and smallest singular value of dz/dx, estimated by power iteration (from below and above).
-    condition : Tensor
-        stretch / shrink; infinite where the flow saturates, and so is constant around the image.
-    """
-
-    round_trip: Tensor
-    log_det: Tensor
-    stretch: Tensor
-    shrink: Tensor
+    round_trip: Tensor  # max |decode(encode(x)) − x|
+    log_det: Tensor  # log|det dz/dx|, nats
+    stretch: Tensor  # largest singular value of dz/dx, estimated by power iteration from below
+    shrink: Tensor  # smallest one, from above
 
     @property
     def condition(self) -> Tensor:
+        """Stretch / shrink; infinite where the flow saturates, and so is constant around the image."""
         return torch.where(self.shrink > 0, self.stretch / self.shrink, torch.inf)
 
 
 class Flow(Prior, stored=False):
     """A density on images: x = G(z) with z ~ N(0, I) and G invertible.
 
-    Parameters
-    ----------
-    shape
-        Shape of one image.
-    bijection
-        Map between the flow's input, [batch, *shape], and the flat latent, [batch, n].
-    pixels
-        Map from pixels to the flow's input; None where x is no image (points in the plane).
-
-    A flow computes in its own dtype, inside ``torch.autocast`` too: rounded to half precision, its inverse would not be
-    one. (:class:`companion.training.Schedule` offers mixed precision that keeps flows invertible.)
+    `pixels` maps images of shape `shape` to the flow's input (None where x is no image), and `bijection` that input,
+    [batch, *shape], to the flat latent, [batch, n]. A flow computes in its own dtype, inside ``torch.autocast`` too:
+    rounded to half precision, its inverse would not be one. (:class:`companion.training.Schedule` offers mixed
+    precision that keeps flows invertible.)
     """
 
     initialised: Tensor

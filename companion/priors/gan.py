@@ -25,9 +25,8 @@ class GAN(Prior):
     seed
         Seed of the initial weights, N(0, 0.02²).
 
-    Images are (tanh + 1) / 2, so in [0, 1]. Batch normalisation uses batch statistics in training mode alone: put the
-    model in evaluation mode (as :func:`companion.priors.load` and :func:`companion.priors.fit` leave it) wherever the
-    image of one latent must not depend on the others in the batch.
+    Images are (tanh + 1) / 2, so in [0, 1]. In training mode, batch normalisation makes an image depend on the others
+    of its batch; in evaluation mode (as ``priors.load`` and ``training.fit`` leave the model) it does not.
     """
 
     def __init__(
@@ -41,8 +40,7 @@ class GAN(Prior):
         self.latent_dim = _support.count("latent_dim", latent_dim)
         _support.count("width", width)
         first = _FIRST_SIDE[side]
-        doublings = (side // first).bit_length() - 1
-        widths = [width << level for level in range(doublings)]  # from the image inwards
+        widths = [width << level for level in range((side // first).bit_length() - 1)]  # from the image inwards
         self.generator = _generator(channels, latent_dim, widths, first)
         self.discriminator = _discriminator(channels, widths, first)
         _initialise(self, seed)
@@ -57,28 +55,18 @@ class GAN(Prior):
 
 
 def _generator(channels: int, latent_dim: int, widths: list[int], first: int) -> nn.Module:
-    layers: list[nn.Module] = [
-        nn.ConvTranspose2d(latent_dim, widths[-1], first, bias=False),
-        nn.BatchNorm2d(widths[-1]),
-        nn.ReLU(),
-    ]
-    for inputs, outputs in zip(widths[:0:-1], widths[-2::-1], strict=True):
-        layers += [
-            nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-        ]
+    layers = [nn.ConvTranspose2d(latent_dim, widths[-1], first, bias=False), nn.BatchNorm2d(widths[-1]), nn.ReLU()]
+    for inputs, outputs in pairwise(reversed(widths)):
+        up = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+        layers += [up, nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.ConvTranspose2d(widths[0], channels, 4, stride=2, padding=1))
 
 
 def _discriminator(channels: int, widths: list[int], first: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
     for inputs, outputs in pairwise(widths):
-        layers += [
-            nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.LeakyReLU(0.2),
-        ]
+        down = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+        layers += [down, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, first))
 
 

@@ -1,5 +1,7 @@
 """Glow (Kingma & Dhariwal 2018), with flat latents z ~ N(0, I) at every level."""
 
+from collections.abc import Sequence
+
 from companion import _support
 from companion.priors.bijections import Chain, ChannelMix, Coupling, HaarSqueeze, MultiScale, OpponentColours, Squeeze
 from companion.priors.flow import Flow
@@ -14,10 +16,8 @@ class Glow(Flow):
     ----------
     shape
         (channels, height, width); height and width must be divisible by 2^levels.
-    levels
-        L, number of scales. All levels, the last one too, have `steps` steps.
-    steps
-        K, steps of flow in each level.
+    levels, steps
+        L, number of scales; K, steps of flow in each of them, the last one too.
     width
         Hidden channels of the conditioners.
     coupling
@@ -29,10 +29,8 @@ class Glow(Flow):
         "haar" (pixels of a 2×2 block are rotated to their average and three details) or "plain" (as in the original).
     colours
         "opponent" (a fixed rotation of red, green, blue to brightness and two differences) or "plain".
-    pixels, bits
-        Pixel map ("uniform" or "logit") and number of bits of a pixel (8, or 5 as in Asim et al. 2020).
-    contraction
-        Contraction before the logit map (see :class:`companion.priors.pixels.PixelMap`).
+    pixels, bits, contraction
+        Pixel map; see :class:`companion.priors.pixels.PixelMap`.
     seed
         Seed of the initial weights.
 
@@ -59,7 +57,8 @@ class Glow(Flow):
         _support.count("steps", steps)
         _support.count("width", width)
         _support.count("seed", seed, least=0)
-        channels, height, wide = check_image_shape(shape, levels)
+        shape = check_image_shape(shape, levels)
+        channels = shape[0]
         squeezes = {"haar": HaarSqueeze, "plain": Squeeze}
         squeezed = squeezes[str(_support.one_of("squeeze", squeeze, squeezes))]
         _support.one_of("colours", colours, ("opponent", "plain") if channels == 3 else ("plain",))
@@ -68,26 +67,21 @@ class Glow(Flow):
             channels = 4 * channels
             parts: list = [OpponentColours()] if level == 0 and colours == "opponent" else []
             parts.append(squeezed())
+            outputs = channels if coupling == "affine" else channels // 2
             for step in range(steps):
                 draw = _support.generator(seed, "weights", level, step)
-                moved = channels - channels // 2
-                outputs = 2 * moved if coupling == "affine" else moved
                 network = ConvConditioner(channels // 2, outputs, width, draw)
                 parts += [ChannelMix(channels, conv1x1, draw), Coupling(network, coupling)]
             stages.append(Chain(parts))
             channels = channels // 2
-        shape = (shape[0], height, wide)
         super().__init__(shape, MultiScale(shape, stages), PixelMap(pixels, bits, contraction))
 
 
-def check_image_shape(shape: tuple[int, int, int], levels: int) -> tuple[int, int, int]:
-    """Return (channels, height, width) if `levels` squeezes divide it; else raise ValueError."""
-    if len(shape) != 3 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in shape):
-        raise ValueError(f"shape: got {tuple(shape)}; allowed: (channels, height, width), whole numbers >= 1")
+def check_image_shape(shape: Sequence[int], levels: int) -> tuple[int, int, int]:
+    """Return (channels, height, width) if `levels` halvings divide it; else raise ValueError."""
+    channels, height, width = _support.image_shape(shape)
     unit = 2**levels
-    if shape[1] % unit or shape[2] % unit:
-        raise ValueError(
-            f"shape: got {shape[1]}×{shape[2]} pixels with {levels} levels; "
-            f"allowed: height and width divisible by {unit}"
-        )
-    return shape[0], shape[1], shape[2]
+    if height % unit or width % unit:
+        given = f"{height}×{width} pixels with {levels} levels"
+        raise ValueError(f"shape: got {given}; allowed: height and width divisible by {unit}")
+    return channels, height, width

@@ -10,17 +10,9 @@ from companion.priors.base import Kept, Prior, standard_normal_log_density
 class Linear(Prior):
     """x = mean + W z with z ~ N(0, I): the Gaussian N(mean, W Wᵀ) (the linear flows of Hand's lecture notes).
 
-    Parameters
-    ----------
-    weight
-        W, [n, latent_dim].
-    mean
-        [n] or [*shape]; 0 by default.
-    shape
-        Shape of one image, of n numbers; (n,) by default.
-
-    W and the mean are buffers: fixed numbers, such as a covariance's square root, that no training changes. Where W is
-    square and invertible there are ``encode`` and ``log_prob`` too; otherwise they raise ValueError.
+    `weight` is W, [n, latent_dim], `mean` [n] or [*shape], 0 by default, and `shape` that of one image of n numbers,
+    (n,) by default. W and the mean are buffers: fixed numbers, such as a covariance's square root, that no training
+    changes. Where W is square and invertible there are ``encode`` and ``log_prob`` too; else they raise ValueError.
     """
 
     weight: Tensor

@@ -2,14 +2,15 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from companion.priors.base import own_precision, transforming
-from companion.priors.bijections import Bijection, Chain, ChannelMix, Coupling, Mapped, split_channels
+from companion.priors.bijections import Chain, ChannelMix, Coupling, Mapped, split_channels
 from companion.priors.flow import Flow
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
@@ -32,14 +33,9 @@ def memory_saving(flow: AnyFlow) -> AnyFlow:
     return _with_reversible_chains(flow)
 
 
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def _with_reversible_chains(module: Module) -> Module:
+def _with_reversible_chains(module: Any) -> Any:
     if type(module) is Chain:
-        chain: Any = module
-        reversible: Any = ReversibleChain(chain)
-        return reversible
+        return ReversibleChain(module)
     children = {name: child and _with_reversible_chains(child) for name, child in module._modules.items()}
     if all(children[name] is child for name, child in module._modules.items()):
         return module
@@ -59,36 +55,15 @@ class ReversibleChain(Chain):
         self.parts = chain.parts
         self.training = chain.training
 
-    def encode(self, x: Tensor) -> Mapped:
-        return self._through(x, "encode")
-
-    def decode(self, z: Tensor) -> Mapped:
-        return self._through(z, "decode")
-
-    def run(self, value: Tensor, direction: str) -> Mapped:
-        """All parts in order, without the final saturation."""
-        total = value.new_zeros(value.shape[0])
-        for part in self.ordered(direction):
-            value, log_det = getattr(part, direction)(value)
-            total = total + log_det
-        return value, total
-
-    def ordered(self, direction: str) -> list[Bijection]:
-        """The parts in the order in which `direction` applies them."""
-        parts: list[Any] = list(self.parts)
-        return parts if direction == "encode" else parts[::-1]
-
     def _through(self, value: Tensor, direction: str) -> Mapped:
         learned = [p for p in self.parameters() if p.requires_grad]
         differentiated = torch.is_grad_enabled() and (value.requires_grad or bool(learned))
         # torch.func asks for derivatives that rebuilding has not;
         # tensors that stand in for the parameters (torch.func.functional_call) are gone by the backward pass
         replaced = not all(isinstance(p, nn.Parameter) for p in learned)
-        special = replaced or transforming()
-        if not differentiated or special:
-            out, log_det = self.run(value, direction)
-        else:
-            out, log_det = _Rebuilding.apply(self, direction, value, *learned)
+        if not differentiated or replaced or transforming():
+            return super()._through(value, direction)
+        out, log_det = _Rebuilding.apply(self, direction, value, *learned)
         return out.clamp(-self.limit, self.limit), log_det
 
 
@@ -121,7 +96,12 @@ def _rebuild(ctx: Any, grad_out: Tensor, grad_log_det: Tensor) -> tuple[Tensor |
     grads: dict[Tensor, Tensor | None] = dict.fromkeys(learned)
     rebuilt, grad = out, grad_out
     for part in reversed(ctx.chain.ordered(ctx.direction)):
-        rebuilt, grad = _back(part, ctx.direction, rebuilt, grad, grad_log_det, grads)
+        step = _back_coupling if type(part) is Coupling else _back_any
+        own = [p for p in part.parameters() if p in grads]
+        rebuilt, grad, rest = step(part, ctx.direction, rebuilt, grad, grad_log_det, own)
+        for parameter, more in zip(own, rest, strict=True):
+            before = grads[parameter]
+            grads[parameter] = more if before is None or more is None else before + more
     if _agree(rebuilt, value, ctx.chain.tolerance):
         return (None, None, grad, *grads.values())
     warnings.warn(
@@ -151,27 +131,18 @@ def _agree(rebuilt: Tensor, value: Tensor, tolerance: dict[torch.dtype, float]) 
     return bool((error <= tolerance.get(value.dtype, 1e-2) * size).all())
 
 
-def _back(
-    part: Any, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, grads: dict[Tensor, Tensor | None]
-) -> tuple[Tensor, Tensor]:
-    """Input of one part and the gradient there, from its output; its parameters' gradients go into `grads`."""
-    learned = [p for p in part.parameters() if p in grads]
-    step = _back_coupling if isinstance(part, Coupling) else _back_any
-    value, grad, rest = step(part, direction, out, grad, grad_log_det, learned)
-    for parameter, more in zip(learned, rest, strict=True):
-        before = grads[parameter]
-        grads[parameter] = more if before is None or more is None else before + more
-    return value, grad
-
-
-Back = tuple[Tensor, Tensor, Sequence[Tensor | None]]
+Back = tuple[Tensor, Tensor, Sequence[Tensor | None]]  # a part's input, and the gradients there and of its parameters
 
 
 def _back_any(
-    part: Bijection, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
+    part: Any, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
 ) -> Back:
-    with torch.enable_grad():
-        there, back = _both_ways(part, direction)
+    other = "decode" if direction == "encode" else "encode"
+    there, back = getattr(part, direction), getattr(part, other)
+    if isinstance(part, ChannelMix):  # what both ways take from the parameters is made once
+        with torch.enable_grad():
+            folded = part.folded()
+        there, back = partial(part.through, direction, folded=folded), partial(part.through, other, folded=folded)
     with torch.no_grad():
         value = back(out)[0]
     with torch.enable_grad():
@@ -181,17 +152,8 @@ def _back_any(
     return value, grad, rest
 
 
-def _both_ways(part: Bijection, direction: str) -> tuple[Callable[[Tensor], Mapped], Callable[[Tensor], Mapped]]:
-    """A part in `direction` and against it; what both take from the parameters is made once."""
-    other = "decode" if direction == "encode" else "encode"
-    if isinstance(part, ChannelMix):
-        folded = part.folded()
-        return lambda x: part.through(direction, x, folded), lambda x: part.through(other, x, folded)
-    return getattr(part, direction), getattr(part, other)
-
-
 def _back_coupling(
-    part: Coupling, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
+    part: Any, direction: str, out: Tensor, grad: Tensor, grad_log_det: Tensor, learned: list[Tensor]
 ) -> Back:
     """A coupling's conditioner sees the half that does not move: one evaluation serves the inverse and the gradient."""
     there, back = part.forward_moved, part.inverse_moved

@@ -1,5 +1,9 @@
 """Conditioners: the networks inside couplings. They need no inverse, so they may be any network."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,14 +94,19 @@ class DenseConditioner(nn.Sequential):
         zero_last(layers[-1])
 
 
-def he_initialise(network: nn.Module, seed: Seed) -> None:
-    """Draw the weights of every convolution and linear layer from N(0, 2 / fan-in); biases start at 0."""
+def initialise(network: nn.Module, seed: Seed, weight: Callable[..., Any]) -> None:
+    """Draw the weights of every convolution and linear layer by ``weight(tensor, generator=...)``; biases are 0."""
     draw = _support.generator(seed, "weights")
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=draw)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            weight(layer.weight, generator=draw)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def he_initialise(network: nn.Module, seed: Seed) -> None:
+    """Draw the weights of every convolution and linear layer from N(0, 2 / fan-in); biases start at 0."""
+    initialise(network, seed, partial(nn.init.kaiming_normal_, nonlinearity="relu"))
 
 
 def zero_last(layer: nn.Module) -> None:

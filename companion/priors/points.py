@@ -12,16 +12,12 @@ class PointFlow(Flow):
 
     Parameters
     ----------
-    couplings
-        Number of couplings; each but the last is followed by an exchange of the coordinates.
-    width
-        Hidden units of the conditioners.
+    couplings, coupling
+        Number of couplings, each but the last followed by an exchange of the coordinates; "affine" or "additive".
+    width, seed
+        Hidden units of the conditioners, and seed of their initial weights.
     dimension
         n >= 2, the number of coordinates; points and latents are [batch, n].
-    coupling
-        "affine" or "additive".
-    seed
-        Seed of the initial weights.
 
     Scale and shift of each coordinate (an ActNorm, which ``initialise`` may set from data) stand before each coupling.
     """
@@ -32,11 +28,10 @@ class PointFlow(Flow):
         _support.count("couplings", couplings)
         _support.count("width", width)
         _support.count("dimension", dimension, least=2)
+        moved = dimension - dimension // 2
+        outputs = 2 * moved if coupling == "affine" else moved
         parts: list[Bijection] = []
         for i in range(couplings):
-            moved = dimension - dimension // 2
-            outputs = 2 * moved if coupling == "affine" else moved
             network = DenseConditioner(dimension // 2, outputs, width, _support.generator(seed, "weights", i))
-            parts += [ActNorm(dimension), Coupling(network, coupling)]
-            parts += [swapped_halves(dimension)] if i < couplings - 1 else []
-        super().__init__((dimension,), Chain(parts), pixels=None)
+            parts += [ActNorm(dimension), Coupling(network, coupling), swapped_halves(dimension)]
+        super().__init__((dimension,), Chain(parts[:-1]), pixels=None)

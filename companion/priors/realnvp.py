@@ -17,10 +17,8 @@ class RealNVP(Flow):
     shape
         (channels, height, width); height and width must be divisible by 2^(scales − 1). The last scale may be odd:
         MNIST's 28×28 images have 28, 14 and 7 pixels a side at their three scales.
-    scales
-        Number of scales (Whang et al.: 3 for MNIST, 6 for 64×64).
-    blocks
-        Residual blocks of each conditioner (Whang et al.: 6 for MNIST, 10 for CelebA-HQ).
+    scales, blocks
+        Number of scales (Whang et al.: 3 for MNIST, 6 for 64×64), and of residual blocks in each conditioner (6, 10).
     width
         Hidden channels of the conditioners at the first scale; doubled after each squeeze.
     coupling
@@ -30,9 +28,9 @@ class RealNVP(Flow):
     seed
         Seed of the initial weights.
 
-    Two things differ from the original. An ActNorm, set once from data, stands before each coupling in place of batch
-    normalisation: with batch statistics the density of an image would depend on its neighbours in the batch. And scales
-    and shifts are bounded, so that no weights make the flow overflow.
+    Unlike the original, an ActNorm, set once from data, stands before each coupling in place of batch normalisation
+    (with it the density of an image would depend on its neighbours in the batch), and scales and shifts are bounded, so
+    that no weights make the flow overflow.
     """
 
     def __init__(
@@ -51,8 +49,7 @@ class RealNVP(Flow):
         _support.count("blocks", blocks)
         _support.count("width", width)
         _support.count("seed", seed, least=0)
-        channels, height, wide = check_image_shape(shape, scales - 1)
-        shape = (channels, height, wide)
+        channels, height, wide = shape = check_image_shape(shape, scales - 1)
         build = _Builder(blocks, coupling, seed)
         stages: list[Bijection] = []
         for scale in range(scales - 1):
@@ -86,10 +83,10 @@ class _Builder:
 
     def channel_wise(self, channels: int, width: int) -> list[Bijection]:
         half, parts = channels // 2, []
-        for i in range(3):
+        for _ in range(3):
             coupling = Coupling(self.conditioner(half, half, width), self.coupling)
-            parts += [ActNorm(channels), coupling, *([swapped_halves(channels)] if i < 2 else [])]
-        return parts
+            parts += [ActNorm(channels), coupling, swapped_halves(channels)]
+        return parts[:-1]
 
 
 class _Scales(MultiScale):

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from companion import _support
 from companion.priors.base import Prior
+from companion.priors.glow import check_image_shape
+from companion.priors.networks import initialise
 from companion.priors.pixels import PixelMap
 
 KINDS = ("dense", "conv")
@@ -22,20 +24,17 @@ class VAE(Prior):
     ----------
     shape
         (channels, height, width); for "conv" height and width must be divisible by 2^(layers).
-    latent_dim
-        Length of z.
-    hidden
-        "dense": units of the encoder's hidden layers, reversed in the decoder; by default (500, 500), Bora et al. 2017.
-        "conv": channels of the encoder's layers, each of which halves the image; by default (28, 64, 64), Ang 2021.
-    kind
-        "dense": softplus units. "conv": 3×3 convolutions of stride 2; in the decoder, enlargement by 2 before each.
+    latent_dim, seed
+        Length of z, and seed of the initial weights.
+    kind, hidden
+        "dense": softplus units, as many in the encoder's hidden layers as `hidden` says, reversed in the decoder; by
+        default (500, 500), Bora et al. 2017. "conv": 3×3 convolutions with so many channels, each of which halves the
+        image (doubles it in the decoder); by default (28, 64, 64), Ang 2021.
     likelihood
         p(x|z), with the mean sigmoid(decoder(z)) for both. "bernoulli" (Bora et al.) suits drawings that are nearly
         black and white; on grey values it is no density. "gaussian" has one learned standard deviation for all pixels,
         and gives a lower bound of the density of dequantised images, comparable with a flow's. It suits photographs:
         the learned deviation finds the balance of reconstruction and KL divergence, which is otherwise set by hand.
-    seed
-        Seed of the initial weights.
 
     The encoder's two heads are linear: an activation there would forbid negative means. log var(x) saturates at ±10.
     """
@@ -53,19 +52,16 @@ class VAE(Prior):
         _support.one_of("kind", kind, KINDS)
         self.likelihood = str(_support.one_of("likelihood", likelihood, LIKELIHOODS))
         self.latent_dim = _support.count("latent_dim", latent_dim)
-        hidden = tuple(hidden or ((500, 500) if kind == "dense" else (28, 64, 64)))
-        for units in hidden:
-            _support.count("hidden", units)
-        if len(shape) != 3:
-            raise ValueError(f"shape: got {tuple(shape)}; allowed: (channels, height, width)")
-        self.shape = tuple(_support.count("shape", side) for side in shape)
+        given = hidden or ((500, 500) if kind == "dense" else (28, 64, 64))
+        hidden = tuple(_support.count("hidden", units) for units in given)
+        self.shape = check_image_shape(shape, len(hidden) if kind == "conv" else 0)
         build = _dense if kind == "dense" else _convolutional
         self.encoder, self.decoder, features = build(self.shape, latent_dim, hidden)
         self.mean_head, self.variance_head = nn.Linear(features, latent_dim), nn.Linear(features, latent_dim)
         if likelihood == "gaussian":
             self.log_std = nn.Parameter(torch.tensor(0.0))
         self.pixels = PixelMap("uniform")
-        _xavier(self, seed)
+        initialise(self, seed, nn.init.xavier_uniform_)
 
     @property
     def std(self) -> Tensor:
@@ -135,11 +131,6 @@ def _convolutional(
     """As :func:`_dense`."""
     channels, height, width = shape
     unit = 2 ** len(hidden)
-    if height % unit or width % unit:
-        raise ValueError(
-            f"shape: got {height}×{width} pixels with {len(hidden)} layers; "
-            f"allowed: height and width divisible by {unit}"
-        )
     small = (hidden[-1], height // unit, width // unit)
     encoder: list[nn.Module] = []
     for inputs, outputs in zip((channels, *hidden), hidden, strict=False):
@@ -150,12 +141,3 @@ def _convolutional(
         decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1), nn.LeakyReLU(0.2)]
     decoder += [nn.Conv2d(hidden[0], channels, 3, padding=1)]
     return nn.Sequential(*encoder, nn.Flatten()), nn.Sequential(*decoder), math.prod(small)
-
-
-def _xavier(network: nn.Module, seed: int) -> None:
-    draw = _support.generator(seed, "weights")
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(layer.weight, generator=draw)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)

@@ -30,14 +30,8 @@ class Descent:
     """The images of a batch on their way down.
 
     Energies and gradients are counted in a unit of each image's own, the power of two below the largest entry of its
-    gradient at the start: no threshold depends on the scale of the energy, nor does what a dtype can hold.
-
-    Attributes
-    ----------
-    start, gradient : Tensor
-        Of the images at work, [k, n].
-    value : list[float]
-        Their energies.
+    gradient at the start: no threshold depends on the scale of the energy, nor does what a dtype can hold. `start` and
+    `gradient` are those of the images at work, [k, n], and `value` their energies.
     """
 
     def __init__(

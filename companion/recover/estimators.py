@@ -10,7 +10,7 @@ from companion import _support
 from companion.energy import Energy, FlowLikelihood, Generator, LatentNorm, SquaredMisfit
 from companion.measure.base import Operator
 from companion.recover.minimise import minimise
-from companion.recover.run import Result
+from companion.recover.run import Result, scaling
 from companion.recover.start import start
 
 
@@ -32,12 +32,8 @@ def flow_latent(
 
     Parameters
     ----------
-    prior
-        Flow with images of the operator's shape.
-    operator
-        Forward operator f; the misfit is summed over measurements.
-    y
-        Measurements, [batch, *operator.output_shape].
+    prior, operator, y
+        Flow with images of the shape of the forward operator f; and measurements, [batch, *operator.output_shape].
     gamma, squared
         Weight of ‖z‖, or of ‖z‖² with `squared`.
     z0
@@ -110,7 +106,7 @@ def _better(one: Result, other: Result) -> Result:
     wins = other.energy < one.energy
 
     def choose(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(wins.to(a.device).view(-1, *[1] * (a.dim() - 1)), b, a)
+        return torch.where(scaling(wins.to(a.device), a), b, a)
 
     def choose_trace(a: Tensor, b: Tensor) -> Tensor:
         steps = max(len(a), len(b))

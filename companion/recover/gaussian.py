@@ -1,6 +1,6 @@
 """Estimates under a Gaussian prior, x = mean + G z with z ~ N(0, I): what a linear flow is, solved in closed form.
 
-The whole of it, from training images to estimates with 500 noisy measurements of each::
+From training images to estimates with 500 noisy measurements of each::
 
     factor, mean = recover.gaussian_of(training_images)
     A, noise = measure.Gaussian(mean.shape, 500), measure.GaussianNoise(0.05)

@@ -1,6 +1,7 @@
 """Sparse recovery in a fixed orthonormal basis, the classical baseline: Lasso by accelerated proximal gradients."""
 
 import math
+from collections.abc import Sequence
 
 import pywt
 import torch
@@ -21,82 +22,60 @@ _LOWERING, _LOWER_AT = 0.5, 0.1
 class Basis:
     """An orthonormal basis Φ for each channel of images: ``synthesise`` is both inverse and adjoint of ``analyse``.
 
-    This one is that of the pixels themselves, as Bora et al. 2017 use it for MNIST.
+    Each level turns the upper left corner of its size, by orthogonal matrices for rows and columns. Without levels it
+    is the basis of the pixels themselves, as Bora et al. 2017 use it for MNIST.
     """
+
+    levels: Sequence[tuple[Tensor, Tensor]] = ()
 
     def analyse(self, x: Tensor) -> Tensor:
         """Coefficients Φ* x of images, [batch, C, H, W] both."""
-        return x
-
-    def synthesise(self, c: Tensor) -> Tensor:
-        """Images Φ c from coefficients, [batch, C, H, W] both."""
-        return c
-
-
-class DCTBasis(Basis):
-    """Orthonormal two-dimensional cosine transform (DCT-II) of each channel, for any height and width.
-
-    Equal to ``scipy.fft.dctn(x, axes=(-2, -1), norm="ortho")``; written as two matrix products, so that it runs
-    batched on any device, in the dtype and on the device of `like`.
-    """
-
-    def __init__(self, height: int, width: int, like: Tensor) -> None:
-        self._rows, self._columns = _cosines(height, like), _cosines(width, like)
-
-    def analyse(self, x: Tensor) -> Tensor:
-        return self._rows @ x @ self._columns.T
-
-    def synthesise(self, c: Tensor) -> Tensor:
-        return self._rows.T @ c @ self._columns
-
-
-class WaveletBasis(Basis):
-    """Orthonormal two-dimensional wavelet transform of each channel, periodic at the borders.
-
-    Equal to ``pywt.wavedec2(x, wavelet, mode="periodization", level=basis.depth)`` in the layout of
-    ``pywt.coeffs_to_array``: the coarsest averages in the upper left corner. The filters are PyWavelets'.
-
-    The transform goes as deep as both sides stay even: 5 levels for 32×32 (down to one average per channel), but 2 for
-    28×28 (down to 7×7 averages). Padding would allow more levels, but then the basis would not be orthonormal.
-
-    Parameters
-    ----------
-    height, width
-        Of the images.
-    like
-        Tensor with the dtype and device of the images.
-    wavelet
-        Orthogonal wavelet of PyWavelets: "db1" (Haar), "db4", "sym8", ... "dmey" is refused: its filters are orthogonal
-        to two digits only.
-
-    Attributes
-    ----------
-    depth : int
-        Number of levels.
-    """
-
-    def __init__(self, height: int, width: int, like: Tensor, wavelet: str = "db1") -> None:
-        if wavelet not in pywt.wavelist(kind="discrete") or not _orthogonal(wavelet):
-            raise ValueError(f"wavelet: got {wavelet!r}; allowed: an orthogonal one of PyWavelets, such as db1 or sym8")
-        self._levels: list[tuple[Tensor, Tensor]] = []
-        while height % 2 == 0 and width % 2 == 0:
-            self._levels.append((_filters(height, wavelet, like), _filters(width, wavelet, like)))
-            height, width = height // 2, width // 2
-        self.depth = len(self._levels)
-
-    def analyse(self, x: Tensor) -> Tensor:
         c = x.clone()
-        for rows, columns in self._levels:
+        for rows, columns in self.levels:
             height, width = len(rows), len(columns)
             c[..., :height, :width] = rows @ c[..., :height, :width] @ columns.T
         return c
 
     def synthesise(self, c: Tensor) -> Tensor:
+        """Images Φ c from coefficients, [batch, C, H, W] both."""
         x = c.clone()
-        for rows, columns in reversed(self._levels):
+        for rows, columns in reversed(self.levels):
             height, width = len(rows), len(columns)
             x[..., :height, :width] = rows.T @ x[..., :height, :width] @ columns
         return x
+
+
+class DCTBasis(Basis):
+    """Orthonormal two-dimensional cosine transform (DCT-II) of each channel, for any height and width.
+
+    Equal to ``scipy.fft.dctn(x, axes=(-2, -1), norm="ortho")``, in the dtype and on the device of `like`.
+    """
+
+    def __init__(self, height: int, width: int, like: Tensor) -> None:
+        self.levels = [(_cosines(height, like), _cosines(width, like))]
+
+
+class WaveletBasis(Basis):
+    """Orthonormal two-dimensional wavelet transform of each channel, periodic at the borders, by PyWavelets' filters.
+
+    Equal to ``pywt.wavedec2(x, wavelet, mode="periodization", level=basis.depth)`` in the layout of
+    ``pywt.coeffs_to_array``: the coarsest averages in the upper left corner.
+
+    The transform goes as deep as both sides stay even: 5 levels for 32×32 (down to one average per channel), but 2 for
+    28×28 (down to 7×7 averages). Padding would allow more levels, but then the basis would not be orthonormal.
+
+    `wavelet` is an orthogonal one of PyWavelets: "db1" (Haar), "db4", "sym8", ... "dmey" is refused: its filters are
+    orthogonal to two digits only.
+    """
+
+    def __init__(self, height: int, width: int, like: Tensor, wavelet: str = "db1") -> None:
+        if wavelet not in pywt.wavelist(kind="discrete") or not _orthogonal(wavelet):
+            raise ValueError(f"wavelet: got {wavelet!r}; allowed: an orthogonal one of PyWavelets, such as db1 or sym8")
+        self.levels: list[tuple[Tensor, Tensor]] = []
+        while height % 2 == 0 and width % 2 == 0:
+            self.levels.append((_filters(height, wavelet, like), _filters(width, wavelet, like)))
+            height, width = height // 2, width // 2
+        self.depth = len(self.levels)
 
 
 def _cosines(side: int, like: Tensor) -> Tensor:
@@ -148,16 +127,12 @@ def lasso(
 
     Parameters
     ----------
-    operator
-        Linear, on images [C, H, W].
-    y
-        Measurements, [batch, *operator.output_shape].
-    basis
-        "dct" (:class:`DCTBasis`), "wavelet" (:class:`WaveletBasis`) or "pixel".
+    operator, y
+        Linear, on images [C, H, W]; and measurements, [batch, *operator.output_shape].
+    basis, wavelet
+        "dct" (:class:`DCTBasis`), "wavelet" (:class:`WaveletBasis`; "db1" is Haar's) or "pixel".
     weight
         Of the l1 norm beside the sum (not the mean) of squared residuals, > 0.
-    wavelet
-        Which one, for basis="wavelet"; "db1" is Haar's.
     max_iterations
         Most steps for an image.
     tolerance

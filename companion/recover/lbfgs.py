@@ -5,6 +5,7 @@ from torch import Tensor
 
 from companion.recover.descent import Descent, Verdict, largest
 from companion.recover.linesearch import StrongWolfe
+from companion.recover.run import scaling
 
 
 class History:
@@ -200,6 +201,4 @@ class LBFGS:
 
 def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Rows of `new` where the mask says so, else of `old`."""
-    if bool(mask.all()):
-        return new
-    return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
+    return new if bool(mask.all()) else torch.where(scaling(mask, new), new, old)

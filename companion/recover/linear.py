@@ -131,10 +131,8 @@ def pseudo_inverse(
 
     Parameters
     ----------
-    operator
-        Linear.
-    y
-        Measurements, [batch, *operator.output_shape].
+    operator, y
+        Linear; and measurements, [batch, *operator.output_shape].
     weight
         Of the Tikhonov penalty, >= 0.
     max_iterations

@@ -20,48 +20,23 @@ class StrongWolfe:
     The caller evaluates the energy at `step` and reports it, until `done`. Many searches can so share every
     evaluation of a batch, each at its own step and its own stage. A value or slope that is not finite counts as "too
     far".
-
-    Parameters
-    ----------
-    value, slope
-        Energy and directional derivative (< 0) at step 0.
-    step
-        First step to try.
-    ceiling
-        Energies up to here count as low enough: the least energy so far, plus what rounding can add to it. A search
-        near the minimum is so led by the slopes, which stay accurate, and not by noise.
-    resolution
-        Change of the energy that rounding hides. The search ends where its bracket promises no more than that.
-    decrease, curvature
-        The constants c₁ and c₂ of the two conditions.
-    most
-        Evaluations after which the search ends with the best step found.
-
-    Attributes
-    ----------
-    low : Trial
-        Best step so far; step 0 until one satisfies the first condition.
-    improved : bool
-        Whether the trial just reported became `low`.
-    promise : float
-        Decrease that the slope promises for the first step.
-    done : bool
-        Whether the search has ended: with success if ``low.step > 0``.
     """
 
-    value: float
-    slope: float
-    step: float
+    value: float  # energy and
+    slope: float  # directional derivative (< 0) at step 0
+    step: float  # the one to try
+    # Energies up to here count as low enough: the least energy so far, plus what rounding can add to it. A search near
+    # the minimum is so led by the slopes, which stay accurate, and not by noise.
     ceiling: float = -math.inf
-    resolution: float = 0.0
-    decrease: float = 1e-4
-    curvature: float = 0.9
-    most: int = 20
-    low: Trial = field(init=False)
+    resolution: float = 0.0  # change of the energy that rounding hides: a bracket that promises no more ends the search
+    decrease: float = 1e-4  # c₁ and
+    curvature: float = 0.9  # c₂ of the two conditions
+    most: int = 20  # evaluations after which the search ends with the best step found
+    low: Trial = field(init=False)  # best step so far; step 0 until one satisfies the first condition
     high: Trial | None = field(init=False, default=None)
-    improved: bool = field(init=False, default=False)
-    promise: float = field(init=False)
-    done: bool = field(init=False, default=False)
+    improved: bool = field(init=False, default=False)  # whether the trial just reported became `low`
+    promise: float = field(init=False)  # decrease that the slope promises for the first step
+    done: bool = field(init=False, default=False)  # with success if ``low.step > 0``
     tried: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:

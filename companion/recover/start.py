@@ -1,25 +1,18 @@
 """Where a search begins: the initialisations of Asim et al. 2020, sec. 3.2 and appendix C."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from companion import _support
+from companion.energy import Generator
 from companion.measure.base import LinearOperator
 from companion.recover.linear import pseudo_inverse
 
 STARTS = ("zero", "normal", "sphere")
 
 
-class HasLatents(Protocol):
-    """Anything with a number of latent dimensions; every prior."""
-
-    latent_dim: int
-
-
 def start(
-    prior: HasLatents,
+    prior: Generator,
     y: Tensor,
     how: str = "zero",
     scale: float = 1.0,

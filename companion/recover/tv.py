@@ -64,10 +64,8 @@ def tv(
 
     Parameters
     ----------
-    operator
-        Linear, on images [C, H, W].
-    y
-        Measurements, [batch, *operator.output_shape].
+    operator, y
+        Linear, on images [C, H, W]; and measurements, [batch, *operator.output_shape].
     weight
         Of :func:`total_variation` beside the sum (not the mean) of squared residuals, > 0.
     max_iterations

@@ -66,20 +66,11 @@ def emit(bundle: dict[str, object]) -> None:
 
 
 def display(fig: Figure, *, alt: str, caption: str = "", anchor: str | None = None) -> None:
-    """Show a figure with its alt text and, beneath it, its caption.
+    """Show a matplotlib figure with its alt text and, beneath it, its caption; pyplot forgets it, lest it show twice.
 
-    Parameters
-    ----------
-    fig
-        A matplotlib figure; pyplot forgets it, so that the notebook does not show it again.
-    alt
-        What a person who cannot see the figure needs to know; not the caption again.
-    caption
-        First what is shown, then what to see.
-    anchor
-        Name by which the page's text can link to the figure (``#anchor``), unique in the book.
-
-    Raises ValueError for a blank alt text or one that repeats the caption, or for something that is no figure.
+    `alt` says what a person who cannot see the figure needs to know; `caption` first what is shown, then what to see;
+    `anchor` is the name by which the page's text can link to it (``#anchor``), unique in the book. ValueError for a
+    blank alt text or one that repeats the caption, or for something that is no figure.
     """
     alt = text("alt", alt)
     if alt == " ".join(caption.split()):

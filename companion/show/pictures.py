@@ -52,19 +52,15 @@ def images(
         One for each column.
     psnr
         In dB, as [row][column]; None where there is nothing to say, as beneath the truth.
-    row_labels
-        One for each row, written at its left.
-    width
-        Of the figure, in inches.
+    row_labels, width
+        Words at the left of each row; width of the figure in inches.
 
     Raises ValueError where rows, titles, psnr and row_labels do not fit together, or an image is not as above.
     """
     columns = len(titles)
     if not rows or any(len(row) != columns for row in rows):
-        lengths = [len(row) for row in rows]
-        raise ValueError(
-            f"rows: got {lengths} images for {columns} titles; allowed: at least one row, an image a title"
-        )
+        given = f"{[len(row) for row in rows]} images for {columns} titles"
+        raise ValueError(f"rows: got {given}; allowed: at least one row, an image a title")
     if psnr is not None and [len(values) for values in psnr] != [columns] * len(rows):
         raise ValueError(f"psnr: got {[len(values) for values in psnr]}; allowed: {len(rows)} rows of {columns}")
     if row_labels is not None and len(row_labels) != len(rows):
@@ -121,12 +117,8 @@ def pictures(
         The pixels that count, as for :func:`companion.evaluate.psnr`.
     bare
         Columns without a PSNR: measurements, for example.
-    row_labels
-        One for each row.
-    width
-        Of the figure, in inches.
-
-    Raises ValueError for shapes that do not fit, and for pixels that :func:`images` refuses.
+    row_labels, width
+        As for :func:`images`, whose errors are these too.
     """
     columns = {name: _unit(batch)[:first] for name, batch in {"truth": truth, **estimates}.items()}
     true = columns["truth"]
@@ -134,13 +126,9 @@ def pictures(
         where = where[:first]
     scored = [name for name in estimates if name not in bare]
     scores = {name: evaluate.psnr(columns[name], true, where).tolist() for name in scored}
-    return images(
-        [[batch[i] for batch in columns.values()] for i in range(len(true))],
-        [LABELS.get(name, name) for name in columns],
-        psnr=[[scores[name][i] if name in scores else None for name in columns] for i in range(len(true))],
-        row_labels=row_labels,
-        width=width,
-    )
+    rows = [[batch[i] for batch in columns.values()] for i in range(len(true))]
+    psnr = [[scores[name][i] if name in scores else None for name in columns] for i in range(len(true))]
+    return images(rows, [LABELS.get(name, name) for name in columns], psnr=psnr, row_labels=row_labels, width=width)
 
 
 def _unit(batch: "Tensor | np.ndarray") -> Tensor:

@@ -62,12 +62,10 @@ def explore(
         The quantity, with its unit.
     alts
         Alt texts, or a function from a value to its alt text.
-    caption
-        Beneath the player.
     start
         Index of the value shown first.
-    anchor
-        Name by which the page's text can link to the player (``#anchor``), unique in the book.
+    caption, anchor
+        As for :func:`companion.show.display`.
 
     Raises ValueError for fewer than two values, for frames or alts that do not match them, for blank or equal alt
     texts, or for more than 1 MB in all.

@@ -117,12 +117,8 @@ def curves(
         Name -> height of a dashed horizontal line in the colour of that name: a ceiling, a published value.
     dashed
         Names whose curves are dashed.
-    colours
-        Of names that COLOURS lacks.
-    labels
-        What to write at a curve's end instead of LABELS; "" for nothing.
-    title
-        Of the panel.
+    colours, labels
+        Of names that COLOURS lacks; what to write at a curve's end instead of LABELS, "" for nothing.
     ax
         Axes to draw on, of a :func:`figure` with several; by default those of a new figure.
     width, height
@@ -134,9 +130,8 @@ def curves(
     words = [str(value) for value in x] if any(isinstance(value, str) for value in x) else []
     points = np.asarray(range(len(words)) if words else x, dtype=np.float64)
     if points.ndim != 1 or not methods:
-        raise ValueError(
-            f"x, methods: got shape {points.shape} and {len(methods)} methods; allowed: [points], at least one"
-        )
+        given = f"shape {points.shape} and {len(methods)} methods"
+        raise ValueError(f"x, methods: got {given}; allowed: [points], at least one")
     for name in [*methods, *(levels or {})]:
         one_of("method", name, palette)
     counts = set()
@@ -201,23 +196,14 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], fig: Fi
     # A panel's height in inches is not known before the layout: at least two thirds of its row's share.
     place = ax.get_subplotspec()
     rows = place.get_gridspec().nrows if place else 1
-    gap = 0.28 * rows / fig.get_figheight()
+    gap, halo = 0.28 * rows / fig.get_figheight(), [withStroke(linewidth=3, foreground=GROUND)]
     for column in {end[0] for end in placed}:
         together = sorted(end for end in placed if end[0] == column and end[3])
         heights = spread_out([up for _, up, *_ in together], gap)
         for height, (_, _, across, label, colour) in zip(heights, together, strict=True):
-            ax.annotate(
-                label,
-                (1.0 if column == 1.0 else across, height),
-                (7, 0),
-                xycoords="axes fraction",
-                textcoords="offset points",
-                color=colour,
-                va="center",
-                weight="bold",
-                fontsize=10,
-                path_effects=[withStroke(linewidth=3, foreground=GROUND)],
-            )
+            look: Any = {"color": colour, "va": "center", "weight": "bold", "fontsize": 10, "path_effects": halo}
+            at = (1.0 if column == 1.0 else across, height)
+            ax.annotate(label, at, (7, 0), xycoords="axes fraction", textcoords="offset points", **look)
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
@@ -232,22 +218,12 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
     return [height + index * gap for index, height in enumerate(rising)]
 
 
-def caption(result: Any, *, images: object = None, seeds: object = None, budget: object = None) -> str:
-    """Return the line that says what a figure rests on: profile, images, seeds, budget, device and date.
+def caption(result: Any, *, images: Any = None, seeds: Any = None, budget: Any = None) -> str:
+    """Return the line that says what a figure rests on: profile, images, seeds, budget, device, date, and what waits.
 
-    A result that is to be run again says so in its ``pending``, which is added.
-
-    Parameters
-    ----------
-    result
-        What ``experiments.load`` returns; its settings `images`, `seeds` and `budget` are used if they exist.
-    images
-        Number of images, in place of the settings'.
-    seeds
-        A list of seeds, or a number of draws, in place of the settings'; else the run's seed.
-    budget
-        Evaluations that each image was given, or words for it, in place of the settings'; else the evaluations of the
-        whole run, if it made any.
+    `result` is what ``experiments.load`` returns. The number of images, the seeds (a list, or a number of draws) and
+    the budget (evaluations that each image was given, or words for it) take the place of its settings' of these names;
+    without any, the run's own seed and evaluations are told.
     """
     origin = result.provenance
     settings = origin.settings
@@ -260,17 +236,13 @@ def caption(result: Any, *, images: object = None, seeds: object = None, budget:
     if isinstance(seeds, int):
         facts.append(f"{seeds} draw{'' if seeds == 1 else 's'}")
     else:
-        facts.append(f"seed {origin.seed}" if seeds is None else f"seeds {_listed(seeds)}")
+        facts.append(f"seed {origin.seed}" if seeds is None else f"seeds {', '.join(map(str, seeds))}")
     if budget is not None:
         facts.append(f"budget {budget} evaluations an image" if isinstance(budget, int) else f"budget {budget}")
     elif origin.evaluations:
         facts.append(f"{origin.evaluations:,} forward evaluations")
     waits = f" Pending a new run: {result.pending}." if result.pending else ""
     return f"Stored run: {', '.join(facts)}; {_duration(origin.wall_seconds)} on {origin.device}, {origin.date}.{waits}"
-
-
-def _listed(values: object) -> str:
-    return ", ".join(map(str, values)) if isinstance(values, list | tuple | range) else str(values)
 
 
 def _duration(seconds: float) -> str:

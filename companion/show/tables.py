@@ -30,16 +30,10 @@ def table(
     rows
         Name of a row (a method of LABELS, or other words) -> an array [observations, columns], shown as the mean ± half
         of its 95 % interval; or one value a column: a number, an `evaluate.Interval`, words, or None for nothing.
-    caption
-        What the table shows, then what to see.
-    corner
-        Head of the column of names.
-    form
-        Format of the numbers.
-    labels
-        Names of rows in place of those of LABELS.
-    anchor
-        Name by which the page's text can link to the table, unique in the book.
+    corner, form, labels
+        Head of the column of names; format of the numbers; names of rows in place of those of LABELS.
+    caption, anchor
+        As for :func:`companion.show.display`.
 
     Raises ValueError for a blank caption, for no row, or for a row that does not fit the columns.
     """
@@ -56,10 +50,9 @@ def table(
             raise ValueError(f"rows[{name!r}]: got {len(cells)} values; allowed: {len(columns)}, one for each column")
         lines.append([names.get(name, name), *cells])
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in lines[0])
-    cells_of = ["".join(f"<td>{escape(cell)}</td>" for cell in line[1:]) for line in lines[1:]]
-    body = "".join(
-        f'<tr><th scope="row">{escape(line[0])}</th>{row}</tr>' for line, row in zip(lines[1:], cells_of, strict=True)
-    )
+    body = ""
+    for name, *cells in lines[1:]:
+        body += f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
     html = f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     wide = f'<div style="overflow-x:auto">{html}</div>'
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

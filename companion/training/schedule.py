@@ -15,39 +15,21 @@ _COUNTS = ("steps", "batch_size", "checkpoint_every", "validate_every")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How to train.
+    """How to train. With `patience`, training stops after that many validations without a better score.
 
-    Attributes
-    ----------
-    steps, batch_size
-        Number of updates, and images in each.
-    learning_rate, warm_up, decay
-        Adam's step size, reached linearly over `warm_up` steps; with `decay` it falls to 0 along a half cosine.
-    clip
-        Largest norm of the gradient.
-    average
-        Decay of the exponential moving average of the weights, which the trained model gets (0: no averaging).
-    augment
-        Random changes of the images, by name: see :func:`companion.training.augment.augment`.
-    seed
-        Of every random number that training draws.
-    checkpoint_every, validate_every, patience
-        Steps between checkpoints and between validations; with `patience`, training stops after that many validations
-        without a better score, and the model gets the weights of the best one.
-    precision
-        "float32" (the model's own dtype throughout), or "mixed": the conditioners of a flow compute in bfloat16
-        (CUDA, and processors with instructions for it).
+    The model then gets the weights of the best one. ``precision="mixed"``: the conditioners of a flow compute in
+    bfloat16 (CUDA, and processors with instructions for it); "float32": in the model's own dtype, as all else.
     """
 
     steps: int = 1000
     batch_size: int = 64
-    learning_rate: float = 1e-3
-    warm_up: int = 100
-    decay: bool = True
-    clip: float = 100.0
-    average: float = 0.99
-    augment: tuple[str, ...] = ()
-    seed: int = 0
+    learning_rate: float = 1e-3  # Adam's step size
+    warm_up: int = 100  # steps over which it is reached, linearly
+    decay: bool = True  # whether it falls to 0 along a half cosine
+    clip: float = 100.0  # largest norm of the gradient
+    average: float = 0.99  # decay of the moving average of the weights, which the model gets (0: no averaging)
+    augment: tuple[str, ...] = ()  # changes of the images: see :func:`companion.training.augment.augment`
+    seed: int = 0  # of every random number that training draws
     checkpoint_every: int = 200
     validate_every: int = 200
     patience: int | None = None

@@ -26,18 +26,8 @@ LINES_A_CELL, LINES_A_CHAPTER = 12, 130  # of visible code
 # Chapters that do not yet have the shape of the second edition (SECOND_EDITION below). May only become fewer.
 NOT_YET_CONVERTED = frozenset(
     {
-        "change-of-variables",
-        "coupling-layers",
-        "glow-and-realnvp",
         "reversibility",
         "training",
-        "compressed-sensing",
-        "denoising",
-        "gan-and-vae-priors",
-        "initialisation-and-solvers",
-        "inpainting",
-        "latent-or-image-space",
-        "out-of-distribution",
     }
 )
 

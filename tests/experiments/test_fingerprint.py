@@ -74,15 +74,15 @@ def copied(tmp_path, monkeypatch):
 
 def codes():
     fingerprint._examined.cache_clear()
-    return {name: fingerprint.code(f"companion.experiments.{name}") for name in ("asim.image_space", "hand.memory")}
+    return {name: fingerprint.code(f"companion.experiments.{name}") for name in ("asim.image_space", "asim.planar")}
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "changed"),
     [
-        ("energy.py", ".square()", ".abs()", {"asim.image_space"}),  # an L1 norm in SquaredMisfit
+        ("energy.py", ".square()", ".abs()", {"asim.image_space", "asim.planar"}),  # an L1 norm in SquaredMisfit
         ("energy.py", '"""', '"""Once more: ', set()),
-        ("priors/glow.py", "self.", "self .", set()),
+        ("priors/realnvp.py", "self.", "self .", set()),
         ("experiments/context.py", "def map", "def mapped", set()),
         ("experiments/shared.py", "* 255", "* 256", {"asim.image_space"}),
         ("__init__.py", "0.1.0", "9.9.9", set()),

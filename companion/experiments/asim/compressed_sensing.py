@@ -16,7 +16,7 @@ from torch import Tensor
 
 from companion import evaluate, measure, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -43,62 +43,31 @@ PUBLISHED_FLOWERS = named(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison; by default of photographs, profile laptop.
-
-    Attributes
-    ----------
-    data, size
-        Data set and side of its images.
-    priors
-        Checkpoint of each learned method, "glow", "gan" or "vae".
-    classical
-        Methods without learning.
-    images
-        Held-out images reported on; the first `pictures` of them are stored as recovered from the first draw.
-    seeds
-        Draws of the matrix, of the noise and of the generators' starts.
-    measurements
-        Numbers of measurements m.
-    budget
-        Gradient evaluations allowed for one image, the same for every method.
-    tuned_on, weights
-        Validation images on which the weight of each classical method is chosen, for every m.
-    learned_on, gammas, restarts
-        Likewise for GAN and VAE, where the restarts share the budget.
-    flow_gammas
-        Weights of ‖z‖ among which the flow's is chosen; 0 alone is the paper's choice.
-    vae_first
-        Evaluations of the VAE whose estimate "vae-glow" hands to the flow as its start; 0 for none.
-    spread
-        Take images at equal distances from the whole split, which some sets order by class, not its first ones.
-    range_restarts
-        Searches, each with the whole budget, for the image of a GAN or VAE nearest to the truth.
-    starts, starts_m
-        Single searches of a quarter of the budget from each of so many random starts, at this m.
-    """
+    """Sizes of the comparison; by default of photographs, profile laptop."""
 
     data: str = "photos"
-    size: int = 32
+    size: int = 32  # side of the images
+    # checkpoint of each learned method
     priors: dict[str, str] = field(
         default_factory=lambda: {"glow": "glow-photos32", "gan": "gan-photos32", "vae": "vae-photos32"}
     )
-    images: int = 12
-    seeds: int = 3
-    measurements: tuple[int, ...] = (154, 307, 614, 922, 1229, 1536)
-    budget: int = 400
-    tuned_on: int = 8
+    images: int = 12  # held-out images reported on
+    seeds: int = 3  # draws of the matrix, of the noise and of the generators' starts
+    measurements: tuple[int, ...] = (154, 307, 614, 922, 1229, 1536)  # numbers of measurements m
+    budget: int = 400  # gradient evaluations allowed for one image, the same for every method
+    tuned_on: int = 8  # validation images on which the weight of each classical method is chosen, for every m
     weights: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-    classical: tuple[str, ...] = ("lasso-dct", "lasso-wavelet", "tv")
-    learned_on: int = 4
+    classical: tuple[str, ...] = ("lasso-dct", "lasso-wavelet", "tv")  # methods without learning
+    learned_on: int = 4  # likewise for flow, GAN and VAE
     gammas: tuple[float, ...] = (0.0, 0.001, 0.01)
-    restarts: tuple[int, ...] = (1, 4)
-    flow_gammas: tuple[float, ...] = (0.0,)
-    vae_first: int = 0
-    spread: bool = False
-    range_restarts: int = 4
-    starts: int = 10
-    starts_m: int = 614
-    pictures: int = 4
+    restarts: tuple[int, ...] = (1, 4)  # of GAN and VAE, which share the budget
+    flow_gammas: tuple[float, ...] = (0.0,)  # weights of ‖z‖ for the flow; 0 alone is the paper's choice
+    vae_first: int = 0  # evaluations of the VAE whose estimate "vae-glow" hands to the flow as its start; 0 for none
+    spread: bool = False  # take images from the whole split, which some sets order by class, not its first ones
+    range_restarts: int = 4  # searches, each with the whole budget, for a generator's image nearest to the truth
+    starts: int = 10  # random starts, from each of which a single search spends a quarter of the budget
+    starts_m: int = 614  # at this m
+    pictures: int = 4  # images that are stored, as recovered from the first draw
 
     @property
     def generators(self) -> list[str]:
@@ -169,7 +138,7 @@ def _tiny(settings: Settings, *measurements: int) -> Settings:
         ),
     },
 )
-def photos(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def photos(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs from m Gaussian measurements, by three learned and three classical priors."""
     return compare(settings, context)
 
@@ -186,7 +155,7 @@ def photos(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[s
         ),
     },
 )
-def mnist(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def mnist(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers handwritten digits from m Gaussian measurements, by three learned and four classical priors."""
     return compare(settings, context)
 
@@ -201,7 +170,7 @@ def mnist(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[st
         "paper": replace(_EUROSAT, images=100, measurements=_PHOTOS.measurements, budget=600),
     },
 )
-def eurosat(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def eurosat(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers satellite tiles from m Gaussian measurements, by a flow and three classical priors."""
     return compare(settings, context)
 
@@ -216,7 +185,7 @@ def eurosat(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[
         "paper": replace(_FLOWERS, measurements=_GRID, budget=600, tuned_on=8, weights=_PHOTOS.weights),
     },
 )
-def flowers(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def flowers(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers flowers at 64×64, the paper's own data set, from m measurements; stores scores alone, no photographs."""
     metrics, arrays = compare(settings, context)
     return metrics, arrays | {"published psnr": PUBLISHED_FLOWERS}
@@ -232,7 +201,7 @@ class Trial:
     option: dict[str, float]
 
 
-def compare(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def compare(settings: Settings, context: Context) -> tuple[dict, dict]:
     """The comparison.
 
     Metrics: n, and for each method the mean PSNR and the options chosen, by m. Arrays: psnr, ssim and evaluations;
@@ -291,7 +260,7 @@ def _solve(
     return replace(second, evaluations=first.evaluations + second.evaluations)
 
 
-def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict, dict]:
     """The options of a method with the best mean PSNR on validation images, from other measurements."""
     m, method = item
     axes = settings.options(method)
@@ -309,7 +278,7 @@ def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict
     return options[best], {"psnr": named(scores.round(3).reshape(*shape, -1), **axes, image=len(truth))}
 
 
-def _solve_trial(settings: Settings, part: Part, trial: Trial) -> tuple[dict[str, Any], dict[str, Named]]:
+def _solve_trial(settings: Settings, part: Part, trial: Trial) -> tuple[dict, dict]:
     truth = _images(settings, part, "test", settings.images)
     problem, y = shared.compressed(part, truth, trial.m, trial.draw)
     seed = shared.seed_of(part, "draw", trial.draw)
@@ -320,7 +289,7 @@ def _solve_trial(settings: Settings, part: Part, trial: Trial) -> tuple[dict[str
     return {}, arrays | {"recovered": shared.pictures(found.x[: settings.pictures])}
 
 
-def _explore(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
+def _explore(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     """A generator's image nearest to the truth, as far as searches find it, and where single searches end, by start.
 
     The single searches have the first weight, 0 in the larger profiles.

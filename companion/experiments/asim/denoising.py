@@ -34,32 +34,17 @@ TV_ITERATIONS = 2000  # at most; each costs a hundredth of a flow's evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One data set.
-
-    Attributes
-    ----------
-    data, size
-        Its name, and the side of its images.
-    priors
-        Checkpoints trained on it, by kind.
-    stds
-        Noise levels.
-    weights
-        For each method, what validation images choose from: multiples of σ² beside squared residuals, whose size is
-        σ²; of σ for total variation and BM3D, which weigh residuals themselves.
-    long_budget
-        Evaluations of one more search by "glow" with its chosen weight; 0 for none.
-    swept
-        Whether "glow" meets the held-out images with every weight, as the other methods do with the chosen one.
-    """
+    """One data set, with checkpoints trained on it by kind, noise levels and weights."""
 
     data: str
     size: int
     priors: Mapping[str, str]
     stds: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
+    # for each method, what validation images choose from: multiples of σ² beside squared residuals, whose size is σ²;
+    # of σ for total variation and BM3D, which weigh residuals themselves
     weights: Weights
-    long_budget: int = 0
-    swept: bool = True
+    long_budget: int = 0  # evaluations of one more search by "glow" with its chosen weight; 0 for none
+    swept: bool = True  # whether "glow" meets the held-out images with every weight, not only with the chosen one
 
     @property
     def methods(self) -> list[str]:
@@ -69,28 +54,14 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    families
-        Data sets with their priors, noise levels and weights.
-    images, tuned_on
-        Held-out images of each family, reported on, and validation images, on which every weight is chosen.
-    budget
-        Evaluations for one image, the same for every network; BM3D has a single run, total variation TV_ITERATIONS.
-    restarts
-        Random starts among which GAN and VAE divide that budget.
-    shown
-        Images whose estimates are stored.
-    """
+    """Sizes of the comparison."""
 
     families: tuple[Family, ...]
-    images: int = 12
-    tuned_on: int = 12
-    budget: int
-    restarts: int = 2
-    shown: int = 3
+    images: int = 12  # held-out images of each family, reported on
+    tuned_on: int = 12  # validation images, on which every weight is chosen
+    budget: int  # evaluations for one image, the same for every network
+    restarts: int = 2  # random starts among which GAN and VAE divide that budget
+    shown: int = 3  # images whose estimates are stored
 
     def family(self, data: str) -> Family:
         """The family of that data set."""
@@ -153,7 +124,7 @@ _FLOWERS = Family(data="flowers", size=64, priors={"glow": "glow-flowers64"}, we
         "paper": Settings(families=(_FLOWERS,), budget=400),
     },
 )
-def denoising(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def denoising(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Chooses every method's weight on validation images and denoises held-out ones with it, or with every weight.
 
     Arrays of each data set: what a search gives (see _solve) by std and method with the chosen "weight"; with "sweep",
@@ -194,7 +165,7 @@ def denoising(settings: Settings, context: Context) -> tuple[dict[str, Any], dic
     return metrics, arrays
 
 
-def _choose(settings: Settings, part: Part, point: tuple[str, float, str]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _choose(settings: Settings, part: Part, point: tuple[str, float, str]) -> tuple[dict, dict]:
     """The weight of a method at a noise level, and the PSNR of all validation images with each."""
     family, weights = settings.family(point[0]), settings.family(point[0]).weights[point[2]]
     truth = shared.images(part, family.data, "validation", settings.tuned_on, family.size, spread=True)
@@ -207,7 +178,7 @@ def _choose(settings: Settings, part: Part, point: tuple[str, float, str]) -> tu
     return {"weight": weights[best]}, {"psnr": named(scores, weight=weights, image=len(truth))}
 
 
-def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict[str, Any], dict[str, Named]]:
+def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     """One search for all held-out images; NaN for latents and paths of methods that have none."""
     truth = shared.images(part, search.data, "test", settings.images, settings.family(search.data).size)
     problem, y = shared.denoising(part, truth, search.std)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from companion import evaluate, measure, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.asim.image_sets import image_set
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
@@ -18,35 +18,17 @@ from companion.experiments.registry import experiment
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    priors
-        Checkpoints of a flow and of generators trained on the first of the sets: (kind, name), the flow's first.
-    sets
-        Of images, from near to far.
-    images
-        Of each set.
-    budget, restarts
-        Evaluations allowed for one image, the same for all priors, and the restarts of a generator that share them.
-    iterations
-        Of total variation, each some hundred times cheaper than an evaluation of a prior.
-    weights
-        Of total variation, chosen by the hidden pixels of `tuned_on` validation images of the first set.
-    shown
-        Which image of each set is stored as a picture.
-    """
+    """Sizes of the comparison; the priors are (kind, checkpoint), the flow's first."""
 
     priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
-    sets: tuple[str, ...] = ("photos", "satellite", "textures", "text")
-    images: int = 12
-    budget: int = 400
-    restarts: int = 4
-    iterations: int = 2000
-    weights: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01)
-    tuned_on: int = 12
-    shown: int = 7
+    sets: tuple[str, ...] = ("photos", "satellite", "textures", "text")  # from near to far of the training images
+    images: int = 12  # of each set
+    budget: int = 400  # evaluations for one image, the same for all priors
+    restarts: int = 4  # of a generator, which share the budget
+    iterations: int = 2000  # of total variation, each some hundred times cheaper than an evaluation of a prior
+    weights: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01)  # of total variation
+    tuned_on: int = 12  # validation images of the first set, whose hidden pixels choose the weight
+    shown: int = 7  # which image of each set is stored as a picture
 
 
 _LAPTOP = Settings()
@@ -66,7 +48,7 @@ _FLOWERS = (("glow", "glow-flowers64"),)
         "paper": replace(_LAPTOP, priors=_FLOWERS, sets=("flowers", *_LAPTOP.sets), budget=600, iterations=5000),
     },
 )
-def foreign_inpainting(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def foreign_inpainting(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Fills the centre of images from near to far of what a flow, a GAN and a VAE were trained on.
 
     Arrays by set and method: psnr, hidden psnr (of the hidden pixels), residual (length of the misfit), and the picture
@@ -92,7 +74,7 @@ def _observed(
     return truth, operator, ~mask, measure.Problem(operator, noise).observe(truth, shared.seed_of(part, split))
 
 
-def _choose(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
+def _choose(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     """The weight of total variation with the best mean PSNR over the hidden pixels of validation images."""
     truth, operator, hidden, y = _observed(settings, part, name, settings.tuned_on, "validation")
     solve = partial(recover.tv, operator, y, max_iterations=settings.iterations)
@@ -101,7 +83,7 @@ def _choose(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], 
     return {"weight": settings.weights[best]}, {}
 
 
-def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
     """All methods on the images of one set: the flow from z = 0 and generators with restarts, γ = 0, and TV."""
     name, weight = item
     truth, operator, hidden, y = _observed(settings, part, name, settings.images)

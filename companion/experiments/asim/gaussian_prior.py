@@ -10,7 +10,7 @@ from torch import Tensor
 
 from companion import _support, data, evaluate, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -18,27 +18,16 @@ from companion.experiments.registry import experiment
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    data, size
-        Data set and side of its images.
-    mirror
-        Whether the covariance is that of the training images and their mirror images.
-    images, seeds, measurements, tuned_on
-        As in asim.compressed-sensing.
-    floors
-        Standard deviations τ of the τ² I added to the covariance; chosen on validation images, for every m.
-    """
+    """Sizes of the comparison, as in asim.compressed-sensing."""
 
     data: str = "photos"
     size: int = 32
-    mirror: bool = True
+    mirror: bool = True  # whether the covariance is that of the training images and their mirror images
     images: int = 12
     seeds: int = 3
     measurements: tuple[int, ...] = (154, 307, 614, 922, 1229, 1536)
     tuned_on: int = 8
+    # standard deviations τ of the τ² I added to the covariance; chosen on validation images, for every m
     floors: tuple[float, ...] = (0.0, 0.003, 0.01)
 
 
@@ -60,7 +49,7 @@ class Settings:
         ),
     },
 )
-def gaussian_prior(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def gaussian_prior(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs with the Gaussian that has the training images' mean and covariance."""
     arrays = gather(context.map(_recover, settings.measurements, "measurements"), m=settings.measurements)
     variances = _gaussian(settings, context.device, 0.0)[0].square().sum(0).cpu().numpy()

@@ -16,41 +16,21 @@ from companion.experiments.registry import experiment
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    prior, data, size
-        Checkpoint, data set and side of its images.
-    images
-        Held-out images.
-    budget
-        Evaluations for one image, the same in every space.
-    measurements
-        Numbers of measurements m, with √E‖δ‖² = 0.1.
-    image_gammas
-        Weights of −log p(x) for compressed sensing; in latent space γ = 0.
-    noisy_m, noise_norms, norm_gammas
-        m, √E‖δ‖² and weights of ‖z‖ for compressed sensing under noise.
-    stds
-        Noise of the denoising problems, each solved from z = 0 and from the noisy image.
-    denoising_latent, denoising_image
-        Weights of ‖z‖ and of −log p(x) for them.
-    """
+    """Sizes of the comparison."""
 
     prior: str = "glow-photos32"
     data: str = "photos"
     size: int = 32
-    images: int
-    budget: int
-    measurements: tuple[int, ...] = (307, 1229)
-    image_gammas: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)
-    noisy_m: int
-    noise_norms: tuple[float, ...] = (1.0,)
-    norm_gammas: tuple[float, ...] = (0.0, 0.1, 1.0)
-    stds: tuple[float, ...] = (0.05, 0.1)
-    denoising_latent: tuple[float, ...] = (0.1, 0.3, 1.0)
-    denoising_image: tuple[float, ...] = (0.005, 0.02)
+    images: int  # held out
+    budget: int  # evaluations for one image, the same in every space
+    measurements: tuple[int, ...] = (307, 1229)  # numbers m, with √E‖δ‖² = 0.1
+    image_gammas: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)  # weights of −log p(x); in latent space γ = 0
+    noisy_m: int  # m of compressed sensing under more noise, with the next two
+    noise_norms: tuple[float, ...] = (1.0,)  # √E‖δ‖²
+    norm_gammas: tuple[float, ...] = (0.0, 0.1, 1.0)  # weights of ‖z‖
+    stds: tuple[float, ...] = (0.05, 0.1)  # of denoising problems, each solved from z = 0 and from the noisy image
+    denoising_latent: tuple[float, ...] = (0.1, 0.3, 1.0)  # weights of ‖z‖ for them
+    denoising_image: tuple[float, ...] = (0.005, 0.02)  # weights of −log p(x)
 
 
 _TINY: dict[str, Any] = {"measurements": (614,), "image_gammas": (1e-3,), "noise_norms": (0.1,), "norm_gammas": (0.0,)}
@@ -100,7 +80,7 @@ class Search:
         ),
     },
 )
-def image_space(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
+def image_space(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs by search over latents, over pixels, or over both in turn, at equal evaluations."""
     searches = _searches(settings)
     outcomes = context.map(_solve, searches, "searches")
@@ -131,7 +111,7 @@ def _searches(settings: Settings) -> list[Search]:
     return found
 
 
-def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict[str, Any], dict[str, Named]]:
+def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     """One search for all images, from z = 0 and its image G(0), or from the noisy image and its latent.
 
     In space "both", the first half of the budget goes to latents with γ = 0, the other to the image that they lead to.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from companion import evaluate, priors, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -18,45 +18,20 @@ from companion.experiments.registry import experiment
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    prior, data, size
-        Checkpoint, data set and side of its images.
-    images
-        Held-out images reported on.
-    tuned_on
-        Validation images, measured by the same A, on which a weight is chosen for each start.
-    m
-        Number of measurements, with √E‖δ‖² = 0.1.
-    budget
-        Evaluations for one image, the same for every start and weight.
-    gammas
-        Weights γ of ‖z‖.
-    stds
-        Of the normal starts z0 ~ N(0, std² I).
-    lasso_weight
-        Of the wavelet Lasso whose solution is one of the starts; the paper's, chosen on validation images for 32×32
-        photographs at this m by asim.compressed-sensing as well.
-    perturbation
-        Distance of the null-space neighbour from the true image.
-    norms
-        ‖z0‖ of random starts, searched with γ = 0.
-    """
+    """Sizes of the comparison."""
 
     prior: str = "glow-photos32"
     data: str = "photos"
     size: int = 32
-    images: int = 12
-    tuned_on: int
-    m: int = 1229
-    budget: int
-    gammas: tuple[float, ...]
-    stds: tuple[float, ...] = (0.1, 0.7)
-    lasso_weight: float = 0.01
-    perturbation: float = 2.5
-    norms: tuple[float, ...]
+    images: int = 12  # held-out images reported on
+    tuned_on: int  # validation images, measured by the same A, on which a weight is chosen for each start
+    m: int = 1229  # number of measurements, with √E‖δ‖² = 0.1
+    budget: int  # evaluations for one image, the same for every start and weight
+    gammas: tuple[float, ...]  # weights γ of ‖z‖
+    stds: tuple[float, ...] = (0.1, 0.7)  # of the normal starts z0 ~ N(0, std² I)
+    lasso_weight: float = 0.01  # of the wavelet start; the paper's, and what asim.compressed-sensing chooses at this m
+    perturbation: float = 2.5  # distance of the null-space neighbour from the true image
+    norms: tuple[float, ...]  # ‖z0‖ of random starts, searched with γ = 0
 
     @property
     def starts(self) -> list[str]:
@@ -86,7 +61,7 @@ class Settings:
         ),
     },
 )
-def initialisation(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def initialisation(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs from starts good and bad, for several weights γ and lengths of the start."""
     begun = gather(context.map(_start, settings.starts, "starts"), start=settings.starts)
     grid = context.map(_search, list(product(settings.starts, settings.gammas)), "searches")
@@ -142,7 +117,7 @@ def _problem(settings: Settings, part: Part, name: str) -> tuple[Any, Any, Tenso
     return prior, problem.operator, y, truth, z0
 
 
-def _start(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
+def _start(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     """Mean PSNR, length and misfit of a start, over the test images."""
     prior, operator, y, truth, z0 = _problem(settings, part, name)
     with torch.no_grad():
@@ -152,7 +127,7 @@ def _start(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], d
     return {}, {f"start {key}": named(float(value[: settings.images].mean())) for key, value in values.items()}
 
 
-def _search(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _search(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
     """Asim et al. 2020, eq. 2, from a start, with a weight γ; paths are means over the test images."""
     name, gamma = item
     prior, operator, y, truth, z0 = _problem(settings, part, name)

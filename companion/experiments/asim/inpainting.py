@@ -31,45 +31,20 @@ NORMAL_STD, FILL_STD, GENERATOR_STD = 0.7, 0.2, 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    priors
-        Checkpoints of a flow and of generators trained on the same images: (kind, name), the flow's first.
-    data, size
-        Their data set, and the side of its images.
-    images
-        Held-out images reported on.
-    budget
-        Evaluations allowed for one image, the same for every model.
-    iterations
-        Steps of total variation, each some hundred times cheaper than an evaluation of a model.
-    gammas
-        Weights of ‖z‖, for the flow and the generators.
-    weights
-        Weights of total variation.
-    tuned_on
-        Validation images on which γ and the weight are chosen, for every method and mask.
-    points
-        Numbers of evaluations at which the progress of each search is stored.
-    fills
-        Random starts of each image for the spread of the answers.
-    spread_images, spread_masks
-        Images and masks of that part.
-    """
+    """Sizes of the comparison; the priors, trained on the same images, are (kind, checkpoint), the flow's first."""
 
     priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
     data: str = "photos"
     size: int = 32
-    images: int = 12
-    budget: int = 120
-    iterations: int = 2000
-    gammas: tuple[float, ...] = (0.0, 0.01, 0.05, 0.25, 1.0)
-    weights: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)
-    tuned_on: int = 3
+    images: int = 12  # held-out images reported on
+    budget: int = 120  # evaluations for one image, the same for every model
+    iterations: int = 2000  # of total variation, each some hundred times cheaper than an evaluation of a model
+    gammas: tuple[float, ...] = (0.0, 0.01, 0.05, 0.25, 1.0)  # weights of ‖z‖, for the flow and the generators
+    weights: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of total variation
+    tuned_on: int = 3  # validation images on which γ and the weight are chosen, for every method and mask
+    # numbers of evaluations at which the progress of each search is stored
     points: tuple[int, ...] = (1, 10, 20, 30, 40, 50, 60, 80, 100, 120)
-    fills: int = 8
+    fills: int = 8  # random starts of each image for the spread of the answers
     spread_images: int = 4
     spread_masks: tuple[str, ...] = ("centre", "left")
 
@@ -90,7 +65,7 @@ _LONG: dict[str, Any] = {"budget": 400, "iterations": 5000, "points": (1, 10, 20
         "paper": replace(_FLOWERS, gammas=_GAMMAS, spread_masks=("centre", "left", "bottom"), **_LONG),
     },
 )
-def inpainting(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def inpainting(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Fills holes of six kinds in held-out photographs by a flow, a GAN, a VAE and total variation.
 
     Arrays: psnr, hidden psnr (of the hidden pixels), the chosen weight and pictures by mask and method; "sweep", of the
@@ -146,7 +121,7 @@ def _problem(settings: Settings, part: Part, name: str, split: str, number: int)
     return truth, measure.Mask(mask), ~mask
 
 
-def _search(settings: Settings, part: Part, item: tuple[str, str, float]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _search(settings: Settings, part: Part, item: tuple[str, str, float]) -> tuple[dict, dict]:
     """A search by the flow from one of STARTS, or by the GAN from near zero, for the centre mask."""
     kind, how, gamma = item
     model = shared.prior(part, dict(settings.priors)[kind])
@@ -177,7 +152,7 @@ def _scores(x: Tensor, truth: Tensor, hidden: Tensor) -> dict[str, Named]:
     }
 
 
-def _fill(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _fill(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, dict]:
     """A mask and a method: the weight that is best for the hidden pixels of validation images, and what it fills.
 
     The flow starts from z = 0, a generator from near it, total variation from black.
@@ -201,7 +176,7 @@ def _fill(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict[s
     return {}, _scores(x, truth, hidden) | {"weight": named(weights[best]), "recovered": shared.pictures(x[:3])}
 
 
-def _spread(settings: Settings, part: Part, name: str) -> tuple[dict[str, Any], dict[str, Named]]:
+def _spread(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     """The answers of several random starts for the same hole, γ = 0: how far they are from the truth and each other."""
     flow = shared.prior(part, settings.priors[0][1])
     truth, operator, hidden = _problem(settings, part, name, "test", settings.spread_images)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from companion import _support, evaluate, measure, recover
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -19,42 +19,23 @@ WAYS = ("random", "natural")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the study.
-
-    Attributes
-    ----------
-    flow, gan, data, size
-        Checkpoints trained on the same images ("" for no GAN), the data set and the side of its images.
-    images
-        Held-out images whose landscapes are looked at.
-    measurements
-        Numbers of measurements m, without noise; planes and searches use the last.
-    directions, steps
-        Lines through each latent, of each kind, that reach as far as the latent is long, and points on each side of the
-        middle of lines and planes.
-    scales, pixel_steps
-        Half-widths of the planes, in lengths of the latent at their middle, and lengths of the steps in image space, as
-        root mean squared change of a pixel.
-    searched, starts, budget
-        Images for which a minimum is searched, random starts, and evaluations for each.
-    fits
-        Starts and evaluations of the searches for the GAN's own latent of each image.
-    """
+    """Sizes of the study."""
 
     flow: str = "glow-photos32"
-    gan: str = "gan-photos32"
+    gan: str = "gan-photos32"  # "" for none
     data: str = "photos"
     size: int = 32
-    images: int = 12
-    measurements: tuple[int, ...] = (307, 3072, 1229)
-    directions: int = 8
-    steps: int = 20
-    scales: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0)
+    images: int = 12  # held-out images whose landscapes are looked at
+    measurements: tuple[int, ...] = (307, 3072, 1229)  # without noise; planes and searches use the last
+    directions: int = 8  # lines through each latent, of each kind, that reach as far as the latent is long
+    steps: int = 20  # points on each side of the middle of lines and planes
+    scales: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0)  # half-widths of the planes, in lengths of their middle
+    # lengths of the steps in image space, as root mean squared change of a pixel
     pixel_steps: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
-    searched: int = 3
-    starts: int = 8
-    budget: int = 150
-    fits: tuple[int, int] = (8, 200)
+    searched: int = 3  # images for which a minimum is searched
+    starts: int = 8  # random starts of each
+    budget: int = 150  # evaluations for each
+    fits: tuple[int, int] = (8, 200)  # starts and evaluations of the searches for the GAN's own latent of each image
 
 
 @experiment(
@@ -88,7 +69,7 @@ class Settings:
         ),
     },
 )
-def landscapes(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def landscapes(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Cuts the energy along lines and planes through its low points, and searches from many starts."""
     models = [model for model in ("flow", "gan") if getattr(settings, model)]
     middles = context.map(_middle, models, "middles")

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from companion import _support, priors
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -26,25 +25,14 @@ ANSWERS, WAYS = ("dx", "dz"), ("natural", "random")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Which images are moved, and how far.
-
-    Attributes
-    ----------
-    prior, data, size
-        Checkpoint, data set and side of its images.
-    images
-        Held-out images, at most; fewer where the split has fewer.
-    stds
-        Standard deviations of the noise in each pixel.
-    distances
-        Lengths of the moves, ‖Δz‖ in latent space and ‖Δx‖ in image space.
-    """
+    """Which images are moved, and how far."""
 
     prior: str = "glow-photos32"
     data: str = "photos"
     size: int = 32
-    images: int = 95
-    stds: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
+    images: int = 95  # held-out images, at most; fewer where the split has fewer
+    stds: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)  # of the noise in each pixel
+    # lengths of the moves, ‖Δz‖ in latent space and ‖Δx‖ in image space
     distances: tuple[float, ...] = (0.01, 0.09, 0.30, 0.80, 1.6, 3.2, 6.4, 12.8)
 
 
@@ -64,7 +52,7 @@ class Settings:
         ),
     },
 )
-def latent_norms(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def latent_norms(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Encodes held-out images under more and more noise, and moves latents and images in two kinds of directions."""
     stds = (0.0, *settings.stds)
     arrays = gather(context.map(_score, stds, "levels of noise"), std=stds)

@@ -19,26 +19,15 @@ from companion.recover.gaussian import gaussian_map
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the study.
+    """Sizes of the study."""
 
-    Attributes
-    ----------
-    n, spectra
-        Dimension of the linear flows, and spectra of their singular values; see `spectrum`.
-    counts
-        Numbers of measurements for them, 4 <= m < n.
-    draws, samples
-        Draws of A for each spectrum and m, and of x for each A.
-    solved
-        Problems for each spectrum that the minimisers solve too, at m = n / 4.
-    """
-
-    n: int
+    n: int  # dimension of the linear flows
+    # of the flows' singular values; see `spectrum`
     spectra: tuple[str, ...] = ("power 0", "power 0.5", "power 1", "power 1.5", "power 2", "exponential 6", "step 0.05")
-    counts: tuple[int, ...]
-    draws: int
-    samples: int = 8
-    solved: int = 8
+    counts: tuple[int, ...]  # numbers of measurements, 4 <= m < n
+    draws: int  # of A for each spectrum and m
+    samples: int = 8  # of x for each A
+    solved: int = 8  # problems for each spectrum that the minimisers solve too, at m = n / 4
 
 
 def linear_flow(sigma: Tensor, seed: int) -> priors.Linear:
@@ -108,7 +97,7 @@ BOUNDS = {"lower": lower_bound, "upper": upper_bound, "sharper": sharper_bound, 
     },
     tolerances={"difference": None},
 )
-def linear_theory(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def linear_theory(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Checks the two-sided error bound for linear flows, and the minimisers against the closed form."""
     arrays = gather(context.map(_study, settings.spectra, "spectra"), spectrum=settings.spectra)
     expected, bound = arrays["expected"].values, {name: arrays[name].values for name in BOUNDS}

@@ -23,23 +23,13 @@ SEARCHES = ("glow", "grey")
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A flow, generators trained on the same images, and the sets of images on which they are tried.
-
-    Attributes
-    ----------
-    flow, generators
-        Checkpoints; those of generators with their kind: (kind, checkpoint).
-    sets, everywhere
-        The flow's own set first; so many are recovered at every share of measurements, the others at the middle one.
-    grey
-        Whether the flow's search is made a second time, from the latent of an image that is grey throughout.
-    """
+    """A flow, generators (kind, checkpoint) of the same images, and the sets of images on which they are tried."""
 
     flow: str
     generators: tuple[tuple[str, str], ...] = ()
-    sets: tuple[str, ...]
-    everywhere: int = 0
-    grey: bool = False
+    sets: tuple[str, ...]  # the flow's own first
+    everywhere: int = 0  # so many sets are recovered at every share of measurements, the others at the middle one
+    grey: bool = False  # whether the flow searches a second time, from the latent of an image that is grey throughout
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -49,37 +39,18 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    families
-        Priors and the sets of images on which they are tried.
-    images, shown, scored
-        Images of each set that are recovered, which of them is stored as a picture, and images whose density is
-        computed; the recovered ones are the first of them.
-    shares
-        Measurements m as shares of the pixels n.
-    budget
-        Evaluations allowed for one image, the same for flow and generators (all restarts together).
-    iterations
-        Of the classical methods at most, each far cheaper than an evaluation of a network.
-    restarts
-        Of the generators' searches.
-    tuned_on, weights
-        Images of the flow's own validation split on which the classical weights are chosen, for every m, from these.
-    """
+    """Sizes of the comparison."""
 
     families: tuple[Family, ...]
-    images: int = 12
-    shown: int = 7
-    scored: int = 48
-    shares: tuple[float, ...] = (0.1, 0.2, 0.4)
-    budget: int = 600
-    iterations: int = 2000
-    restarts: int = 5
-    tuned_on: int = 8
-    weights: tuple[float, ...] = (0.001, 0.01, 0.1)
+    images: int = 12  # of each set that are recovered
+    shown: int = 7  # which of them is stored as a picture
+    scored: int = 48  # images whose density is computed; the recovered ones are the first of them
+    shares: tuple[float, ...] = (0.1, 0.2, 0.4)  # measurements m as shares of the pixels n
+    budget: int = 600  # evaluations for one image, the same for flow and generators (all restarts together)
+    iterations: int = 2000  # of the classical methods at most, each far cheaper than an evaluation of a network
+    restarts: int = 5  # of the generators' searches
+    tuned_on: int = 8  # images of the flow's own validation split on which classical weights are chosen, for every m
+    weights: tuple[float, ...] = (0.001, 0.01, 0.1)  # from which they are chosen
 
     def family(self, flow: str) -> Family:
         """The family of that flow."""
@@ -127,7 +98,7 @@ _SMALL: dict[str, Any] = {"images": 2, "shown": 1, "scored": 6, "iterations": 20
         "paper": Settings(families=(_FLOWERS,), shares=_PUBLISHED, budget=2000),
     },
 )
-def out_of_distribution(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def out_of_distribution(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers images from near to far of what a prior was trained on, and asks what tells them from its own.
 
     Arrays of each flow: those of _score by set; those of _solve by m, set and method, NaN where there was no search.
@@ -165,7 +136,7 @@ def out_of_distribution(settings: Settings, context: Context) -> tuple[dict[str,
     return metrics, arrays
 
 
-def _choose(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _choose(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict, dict]:
     """The weights with the best mean PSNR on a flow's own validation images; other sets have to live with them."""
     family, m = settings.family(item[0]), item[1]
     shape = shared.prior(part, family.flow).shape
@@ -179,7 +150,7 @@ def _choose(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict
     return best, {}
 
 
-def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict[str, Any], dict[str, Named]]:
+def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     """One method on one set, scored against truth and measurements; NaN for what only a search by the flow has."""
     flow = shared.prior(part, search.flow)
     truth = image_set(search.set, settings.images, flow.shape).to(part.device)
@@ -226,7 +197,7 @@ def _estimate(
 
 
 @torch.no_grad()
-def _score(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict[str, Any], dict[str, Named]]:
+def _score(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, dict]:
     """Density and latent length of dequantised images, length of the plain ones, round trip; generators' nearest."""
     family, name = settings.family(item[0]), item[1]
     flow, number = shared.prior(part, family.flow), max(settings.scored, settings.images)

@@ -28,42 +28,26 @@ FITS, STRIPE = 0.05, 3 * SPREAD  # how far an estimate may be from y, and from t
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the study.
+    """Sizes of the study."""
 
-    Attributes
-    ----------
-    points, width, couplings, steps
-        Of the flow and its training.
-    tuned_on
-        Validation problems on which γ is chosen, for each space and solver.
-    problems
-        For the measurement of x₂, and for all random directions together.
-    directions
-        Random directions.
-    budget
-        Evaluations for one problem.
-    solvers, learning_rate
-        Methods of `recover.minimise`, and Adam's step size.
-    gammas
-        To choose from.
-    """
-
-    points: int = 4000
+    points: int = 4000  # for the training of the flow
     width: int = 64
     couplings: int = 8
-    steps: int = 1500
-    tuned_on: int = 40
-    problems: int = 240
-    directions: int = 6
-    budget: int = 100
-    solvers: tuple[str, ...] = ("lbfgs", "adam")
-    learning_rate: float = 0.05
-    gammas: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    steps: int = 1500  # of its training
+    tuned_on: int = 40  # validation problems on which γ is chosen, for each space and solver
+    problems: int = 240  # for the measurement of x₂, and for all random directions together
+    directions: int = 6  # random ones
+    budget: int = 100  # evaluations for one problem
+    solvers: tuple[str, ...] = ("lbfgs", "adam")  # methods of `recover.minimise`
+    learning_rate: float = 0.05  # of Adam
+    gammas: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)  # to choose from
 
     def flow(self, weights: np.ndarray) -> priors.PointFlow:
-        """The flow with such weights, all in a row, frozen, in float64."""
+        """The flow with such weights and buffers, all in a row, frozen, in float64."""
         flow = priors.PointFlow(couplings=self.couplings, width=self.width).double().eval().requires_grad_(False)
-        torch.nn.utils.vector_to_parameters(torch.tensor(weights), flow.parameters())
+        state = flow.state_dict()
+        pieces = torch.tensor(weights).split([each.numel() for each in state.values()])
+        flow.load_state_dict({name: piece.view_as(state[name]) for name, piece in zip(state, pieces, strict=True)})
         return flow
 
     def options(self, solver: str) -> dict[str, Any]:
@@ -79,11 +63,9 @@ class Along(LinearOperator):
         self.direction = direction
 
     def apply(self, x: Tensor) -> Tensor:
-        """⟨a, x⟩, [batch, 1]."""
         return (x * self.direction.to(x)).sum(1, keepdim=True)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        """Y a, [batch, 2]."""
         return y * self.direction.to(y)
 
 
@@ -172,7 +154,7 @@ def ceiling(operator: Along, y: Tensor) -> float:
         ),
     },
 )
-def planar(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
+def planar(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers points of the plane from one number, by search in latent and in image space."""
     (trained,) = context.map(_train, ["flow"], "training")
     weights = trained.arrays["flow"]
@@ -199,7 +181,7 @@ def _train(settings: Settings, part: Part, _: str) -> tuple[dict, dict]:
     )
     data = points(settings.points, part.seed, "training").float()
     training.fit(flow, data, training.PointLikelihood(), schedule, progress=False)
-    weights = torch.nn.utils.parameters_to_vector(flow.parameters()).detach().double().numpy()
+    weights = torch.cat([each.flatten().double() for each in flow.state_dict().values()]).numpy()
     nll = -float(settings.flow(weights).log_prob(points(4000, part.seed, "held out")).mean())
     return {"nll": nll}, {"flow": weights}
 

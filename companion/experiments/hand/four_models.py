@@ -1,7 +1,6 @@
 """Likelihood, and four ways to model images: samples, interpolations and representation errors side by side."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,30 +15,18 @@ from companion.experiments.registry import experiment
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
-
-    Attributes
-    ----------
-    data, priors
-        Data sets, and for each the checkpoints trained on it.
-    images
-        Held-out images, from all over the test split, that are projected onto the range of each model.
-    restarts, budget
-        Random starts of that projection, and evaluations allowed for each of them.
-    samples, steps
-        Samples drawn from each model, and pictures on the way from one held-out image to another.
-    """
+    """Sizes of the comparison: data sets, and for each the checkpoints trained on it."""
 
     data: tuple[str, ...] = ("mnist", "photos")
     priors: tuple[tuple[str, ...], ...] = (
         ("vae-mnist", "gan-mnist", "realnvp-mnist", "glow-mnist"),
         ("vae-photos32", "gan-photos32", "glow-photos32"),
     )
-    images: int = 12
-    restarts: int = 2
-    budget: int = 150
-    samples: int = 8
-    steps: int = 7
+    images: int = 12  # held-out images, from all over the test split, that are projected onto the range of each model
+    restarts: int = 2  # random starts of that projection
+    budget: int = 150  # evaluations for each of them
+    samples: int = 8  # drawn from each model
+    steps: int = 7  # pictures on the way from one held-out image to another
 
 
 @experiment(
@@ -60,7 +47,7 @@ class Settings:
     },
     tolerances={"*psnr": 0.05},  # a flow's are those of rounding errors
 )
-def four_models(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def four_models(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Draws, interpolates and projects held-out images onto the range of each stored model, for each data set."""
     arrays: dict[str, Named] = {}
     for name, models in zip(settings.data, settings.priors, strict=True):

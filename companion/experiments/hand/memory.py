@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from companion import _support, priors
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -23,24 +22,14 @@ METHODS = ("ordinary", "rebuilt")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the comparison.
+    """Sizes of the comparison."""
 
-    Attributes
-    ----------
-    size, images
-        Side of the photographs, and how many are in the batch.
-    levels, width, depths
-        Of every Glow, and steps of flow K in each of its levels.
-    rounds
-        Timed runs of each method, in turn.
-    """
-
-    size: int = 32
-    levels: int = 3
+    size: int = 32  # side of the photographs
+    levels: int = 3  # of every Glow
     width: int = 128
-    depths: tuple[int, ...] = (4, 8, 16, 32)
-    images: int = 16
-    rounds: int = 15
+    depths: tuple[int, ...] = (4, 8, 16, 32)  # steps of flow K in each level
+    images: int = 16  # in the batch
+    rounds: int = 15  # timed runs of each method, in turn
 
 
 @experiment(
@@ -54,7 +43,7 @@ class Settings:
     },
     tolerances={"seconds": None, "gradient error": None, "peak": 0.1},
 )
-def memory(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def memory(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Measures bytes kept for the backward pass, peak and time of log_prob and its gradient, against the depth."""
     return {}, gather(context.map(_one_depth, settings.depths, "depths"), depth=settings.depths)
 

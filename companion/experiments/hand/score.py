@@ -1,14 +1,13 @@
 """The test score of a flow in full: bits per dimension of every held-out image, and how loose its bound is."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from companion import _support, priors
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, gather
 from companion.experiments.registry import experiment
@@ -18,23 +17,13 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of the score.
-
-    Attributes
-    ----------
-    prior, data
-        Checkpoint and the data set that it was trained on.
-    images
-        Test images, and as many training images.
-    draws, tightened
-        Dequantisations of one image for the tighter bound, and test images for which that bound is computed.
-    """
+    """Sizes of the score."""
 
     prior: str = "glow-mnist"
     data: str = "mnist"
-    images: int = 10_000
-    draws: int = 32
-    tightened: int = 100
+    images: int = 10_000  # test images, and as many training images
+    draws: int = 32  # dequantisations of one image for the tighter bound
+    tightened: int = 100  # test images for which that bound is computed
 
 
 @experiment(
@@ -46,7 +35,7 @@ class Settings:
         "laptop": Settings(),
     },
 )
-def full_score(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def full_score(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Scores all test images and as many training images in bits per dimension, and tightens the bound for some."""
     arrays = gather(context.map(_score, SPLITS, "splits"), split=SPLITS)
     (tighter,) = context.map(_tighten, ["test"], "bounds")

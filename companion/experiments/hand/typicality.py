@@ -1,7 +1,6 @@
 """Likelihood is not typicality: the density that flows give to images which they were, or were not, trained on."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 
 from companion import _support, data, priors
 from companion.experiments import shared
-from companion.experiments.arrays import Named, named
+from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import Part
 from companion.experiments.registry import experiment
@@ -21,19 +20,11 @@ SHIFT = 3  # pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Which families of images are shown to which flow.
+    """Which families of images are shown to which flow."""
 
-    Attributes
-    ----------
-    drawings, photographs
-        Data sets shown to glow-mnist and to glow-photos32; the first is also altered (shifted, inverted, blended, ...).
-    images
-        Images of each family, at most; fewer where a test split has fewer.
-    """
-
-    drawings: tuple[str, ...] = ("mnist", "fashion-mnist", "digits")
-    photographs: tuple[str, ...] = ("photos", "eurosat", "flowers")
-    images: int = 400
+    drawings: tuple[str, ...] = ("mnist", "fashion-mnist", "digits")  # shown to glow-mnist; the first is also altered
+    photographs: tuple[str, ...] = ("photos", "eurosat", "flowers")  # likewise to glow-photos32
+    images: int = 400  # of each family, at most; fewer where a test split has fewer
 
 
 @experiment(
@@ -42,7 +33,7 @@ class Settings:
     shows="All signals are in the range of a flow; exact likelihood of any image",
     profiles={"quick": Settings(drawings=("digits",), photographs=("photos",), images=12), "laptop": Settings()},
 )
-def typicality(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Named]]:
+def typicality(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Scores ordinary, altered and artificial images under a flow of digits and a flow of photographs."""
     scored = zip(PRIORS, context.map(_families, list(PRIORS), "flows"), strict=True)
     return {}, {f"{kind} {name}": array for kind, outcome in scored for name, array in outcome.named.items()}
