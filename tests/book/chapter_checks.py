@@ -26,7 +26,6 @@ LINES_A_CELL, LINES_A_CHAPTER = 12, 130  # of visible code
 # Chapters that do not yet have the shape of the second edition (SECOND_EDITION below). May only become fewer.
 NOT_YET_CONVERTED = frozenset(
     {
-        "generative-models",
         "reversibility",
         "training",
     }

@@ -1,5 +1,7 @@
 """Denoising and latent norms with tiny settings: sweeps, choices, noise levels, and moves against the Jacobian."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ STDS = (0.02, 0.1)
 FAMILY = denoising.Family(
     data="photos", size=32, priors={"glow": "glow-photos32"}, stds=STDS, weights=WEIGHTS, long_budget=6
 )
+MOVES = registry.get("asim.latent-norms").settings["quick"]
 TINY = denoising.Settings(families=(FAMILY,), images=2, tuned_on=1, budget=4, restarts=1, shown=1)
 
 
@@ -108,30 +111,24 @@ def derivative(function, at, way):
     return (gradient * way).flatten(1).sum(1)
 
 
-def test_moves_follow_the_derivative_of_the_flow(flow):
+@pytest.mark.parametrize("answer", latent_norms.ANSWERS)
+def test_moves_follow_the_derivative_of_the_flow(flow, answer):
+    part, few = Part(torch.device("cpu"), 0), replace(MOVES, images=3, distances=(1e-4, 1e-2))
+    moved = {way: latent_norms._move(few, part, (answer, way))[1]["move"].values for way in latent_norms.WAYS}
     x = data.load("photos", "test", size=32)[:3].double()
-    moved = latent_norms.movements(flow, x, (1e-4, 1e-2), seed=0)
-    z = flow.encode(x)
-    for answer, start, function in (("dx", z, flow.decode), ("dz", x, flow.encode)):
-        way = start.roll(-1, 0) - start
-        way = way / way.flatten(1).norm(dim=1).view(-1, *[1] * (way.dim() - 1))
-        np.testing.assert_allclose(moved[f"{answer} natural"][:, 0] / 1e-4, derivative(function, start, way), rtol=0.02)
-        assert (np.diff(moved[f"{answer} random"], axis=1) > 0).all()
+    start, function = (flow.encode(x), flow.decode) if answer == "dx" else (x, flow.encode)
+    way = start.roll(-1, 0) - start
+    way = way / way.flatten(1).norm(dim=1).view(-1, *[1] * (way.dim() - 1))
+    np.testing.assert_allclose(moved["natural"][:, 0] / 1e-4, derivative(function, start, way), rtol=0.02)
+    assert (np.diff(moved["random"], axis=1) > 0).all()
 
 
-def test_noisy_images_share_their_noise_and_are_scored_one_by_one(flow):
+def test_noisy_images_are_scored_one_by_one(flow):
+    part = Part(torch.device("cpu"), 0)
     x = data.load("photos", "test", size=32)[:2].double()
-    clean, weak, strong = latent_norms.observed(x, (0.01, 0.1), seed=5)
-    assert clean is x
-    torch.testing.assert_close(strong - x, 10 * (weak - x))
-    assert float((strong - x).std()) == pytest.approx(0.1, rel=0.05)
-    found = latent_norms.score(flow, strong)
-    z, log_det = flow.encode_with_log_det(strong)
-    np.testing.assert_allclose(found["norm"], z.norm(dim=1))
+    _, y = shared.denoising(part, x, 0.1)
+    found = latent_norms._score(replace(MOVES, images=2), part, 0.1)[1]
+    z, log_det = flow.encode_with_log_det(y)
+    np.testing.assert_allclose(found["norm"].values, z.norm(dim=1))
     nats = z.square().sum(1) / 2 - log_det + 3072 / 2 * np.log(2 * np.pi)  # change of variables
-    np.testing.assert_allclose(found["nats"], nats)
-
-
-def test_published_tables_are_complete():
-    assert len({len(values) for values in latent_norms.PUBLISHED.values()}) == 1
-    assert len({len(values) for values in denoising.PUBLISHED.values()}) == 1
+    np.testing.assert_allclose(found["nats"].values, nats)
