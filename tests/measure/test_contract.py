@@ -1,7 +1,7 @@
 """What every operator, noise and problem of the package promises.
 
 The examples stand beside the tests of each class: any ``test_*.py`` of this folder may have ``OPERATORS`` and
-``NOISES``, dictionaries from a class to a list of examples. A public class without one fails here.
+``NOISES``, dictionaries from a class to a list of examples. A public class of the package's own without one fails.
 
 - An operator's example is called with a shape, (channels, height, width), and a seed, and returns an operator. Classes
   whose gradient is not the derivative are in ``SURROGATE_GRADIENT``.
@@ -46,7 +46,7 @@ def public(kind):
     return {
         c
         for c in below
-        if c.__module__.startswith("companion.") and not c.__name__.startswith("_") and not inspect.isabstract(c)
+        if c.__module__.startswith("companion.measure") and not c.__name__.startswith("_") and not inspect.isabstract(c)
     }
 
 
