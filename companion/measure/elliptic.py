@@ -20,7 +20,7 @@ class EllipticPDE(Operator):
 
     The paper leaves f and φ garbled or undrawn. Here f = (50/π)(2 g(f₁) + 2 g(f₂) − g(f₃) − g(f₄)), with
     g(c) = exp(−10 ‖s − c‖²), f₁ = (.25, .3), f₂ = (.25, .7), f₃ = (.7, .3) and f₄ = (.7, .7). The φ live on squares of
-    side 1/8 that start at 1/16, 4/16, 7/16, 10/16 and 13/16 in either direction: for each of the five columns (s₁) an
+    side 1/8 that start at 3/16, 5/16, 7/16, 9/16 and 11/16 in either direction: for each of the five columns (s₁) an
     outer pair of them, an inner pair, mirror images, and one in the middle (s₂); constant there, with ‖φ‖ = 1 in L₂.
 
     Gradients cost one adjoint solve, Hessian-vector products two more. An image whose x is NaN, overflows, or has
@@ -242,7 +242,7 @@ def paper_force(mesh: int) -> Tensor:
 
 def paper_measurements(mesh: int) -> Tensor:
     """∫φ_k u for nodal values u, bilinear in each square: the rows of a matrix, [15, (mesh − 1)²]; float64."""
-    starts = [k / 16 for k in (1, 4, 7, 10, 13)]
+    starts = [k / 16 for k in (3, 5, 7, 9, 11)]
     lines = torch.stack([_hat_integrals(mesh, start, start + 1 / 8) for start in starts])
     pairs = [(lines[0] + lines[4]) / 2**0.5, (lines[1] + lines[3]) / 2**0.5, lines[2]]
     return torch.stack([torch.outer(column, pair).flatten() * 8 for column in lines for pair in pairs])

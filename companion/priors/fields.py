@@ -67,6 +67,10 @@ class GaussianField(Flow):
             raise ValueError(f"coarsen: got a field of side {self.side}; allowed: sides divisible by 4")
         return GaussianField(self.side // 2, self.alpha, self.beta, self.finest).to(self.like)
 
+    def mirror(self, x: Tensor) -> Tensor:
+        """M x, the field with s₂ and 1 − s₂ exchanged, [batch, side²]: as likely as x."""
+        return x.unflatten(1, (self.side, self.side)).flip(2).flatten(1)
+
     def precision(self, x: Tensor) -> Tensor:
         """Σ⁻¹ x, [batch, side²]: minus the gradient of log_prob."""
         return self.modes.expand(self.modes.project(x) / self.std.square())

@@ -183,10 +183,6 @@ class Mirrored(nn.Module):
         """L, number of scales."""
         return self.half_model.scales
 
-    def mirror(self, x: Tensor) -> Tensor:
-        """M x, [batch, side²]."""
-        return x.unflatten(1, (self.field.side, -1)).flip(2).flatten(1)
-
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, [batch]."""
         return self._mixed(self.half_model.log_prob(x), x)
@@ -200,7 +196,7 @@ class Mirrored(nn.Module):
         """Draw n fields, [n, side²]: of f, each mirrored with probability 1/2."""
         x = self.half_model.sample(n, seed=seed)
         flip = torch.rand(n, generator=_support.generator(seed, "mirror")) < 0.5
-        return self.mirror(x).where(flip.to(x.device)[:, None], x)
+        return self.field.mirror(x).where(flip.to(x.device)[:, None], x)
 
     def at(self, scale: int) -> "Mirrored":
         """The model of the fields of one scale, sharing its flows with this one."""
@@ -211,7 +207,7 @@ class Mirrored(nn.Module):
         return Mirrored(self.half_model.conditioned())
 
     def _mixed(self, log_half: Tensor, x: Tensor) -> Tensor:
-        return torch.logaddexp(log_half, self.half_model.log_prob(self.mirror(x))) - math.log(2)
+        return torch.logaddexp(log_half, self.half_model.log_prob(self.field.mirror(x))) - math.log(2)
 
 
 class Identity(Bijection):

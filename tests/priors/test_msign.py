@@ -84,7 +84,7 @@ def test_a_mirrored_model_is_the_mean_of_two_densities_and_samples_it() -> None:
     own, samples = half.sample(4000, seed=2), model.sample(4000, seed=2)
     flipped = (samples != own).any(1)
     assert 0.45 < float(flipped.double().mean()) < 0.55
-    assert torch.equal(model.mirror(samples)[flipped], own[flipped])
+    assert torch.equal(model.field.mirror(samples)[flipped], own[flipped])
 
 
 @pytest.mark.parametrize(
