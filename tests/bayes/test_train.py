@@ -65,6 +65,24 @@ def test_both_gradients_of_the_reverse_term_are_unbiased(gradient: str) -> None:
         torch.testing.assert_close(found, wanted, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("gradient", ["path", "score"])
+def test_a_failed_simulation_is_left_out_of_the_reverse_term(gradient: str) -> None:
+    model = MsIGN(GaussianField(2), steps=1, width=3)
+    z = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wild = model.decode(z)[:, 0].detach() > 0.5
+    assert 0 < int(wild.sum()) < 19
+
+    def failing(x: torch.Tensor) -> torch.Tensor:
+        return -x.square().sum(1) + 0 * torch.sqrt(0.5 - x[:, 0])  # NaN, and so is its gradient
+
+    def gradients(latents: torch.Tensor, density) -> list[torch.Tensor]:
+        return torch.autograd.grad(reverse_term(model, density, latents, gradient)[1], list(model.parameters()))
+
+    wanted = gradients(z[~wild], lambda x: -x.square().sum(1))
+    for found, right in zip(gradients(z, failing), wanted, strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-10)
+
+
 def test_the_proposal_of_a_stage_is_the_conditioned_last_stage() -> None:
     problem = Synthetic(8)
     model = MsIGN(problem.field, steps=1, width=4)
