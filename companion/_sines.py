@@ -8,7 +8,7 @@ from torch import Tensor
 
 def sines(n: int) -> Tensor:
     """√(2/(n+1)) sin(π i k / (n+1)), i, k = 1…n: symmetric and orthogonal, [n, n]; float64."""
-    index = torch.arange(1, n + 1, dtype=torch.float64)
+    index = torch.arange(1, n + 1, dtype=torch.float64, device="cpu")
     return math.sqrt(2 / (n + 1)) * torch.sin(math.pi * torch.outer(index, index) / (n + 1))
 
 
@@ -22,5 +22,6 @@ def transform(x: Tensor, sines: Tensor) -> Tensor:
 
 def laplacian_spectrum(n: int) -> Tensor:
     """4 − 2 cos(π k/(n+1)) − 2 cos(π k'/(n+1)): the graph Laplacian's eigenvalues, zeros around it, [n, n]; float64."""
-    one = 4 * torch.sin(math.pi * torch.arange(1, n + 1, dtype=torch.float64) / (2 * (n + 1))).square()
+    index = torch.arange(1, n + 1, dtype=torch.float64, device="cpu")
+    one = 4 * torch.sin(math.pi * index / (2 * (n + 1))).square()
     return one[:, None] + one

@@ -62,7 +62,7 @@ class FieldProblem:
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """log N(y; F(x), γ² I) in nats, [batch]; NaN where the simulation failed."""
-        misfit = (_Counted.apply(self.operator.apply(x), self._counter) - self.y).square().sum(1)
+        misfit = (_Counted.apply(self.operator.forward(x), self._counter) - self.y).square().sum(1)
         return -misfit / (2 * self.gamma**2) - len(self.y) * math.log(self.gamma * math.sqrt(2 * math.pi))
 
     def log_density(self, x: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Synthetic(FieldProblem):
         density = np.exp(log_density - log_density.max())
         cumulative = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(grid))])
         draws = _support.generator(seed, "critical")
-        uniform = torch.rand(2, _support.count("n", n), generator=draws, dtype=torch.float64).numpy()
+        uniform = torch.rand(2, _support.count("n", n), generator=draws, dtype=torch.float64, device="cpu").numpy()
         c = np.interp(uniform[0] * cumulative[-1], cumulative, grid) * np.where(uniform[1] < 0.5, -1, 1)
         x, w = self.field.sample(n, seed=seed), self.direction
         gain = self._gain()
@@ -308,5 +308,5 @@ _CONVENTIONS = {"integral": (2, 0.02), "isometric": (1, 0.2)}  # power of the me
 
 def lattice_wave(side: int) -> Tensor:
     """sin πs₁ sin 2πs₂ at the prior's lattice, s = (i, j)/(side + 1), [side²]; float64."""
-    line = math.pi * torch.arange(1, side + 1, dtype=torch.float64) / (side + 1)
+    line = math.pi * torch.arange(1, side + 1, dtype=torch.float64, device="cpu") / (side + 1)
     return torch.outer(line.sin(), (2 * line).sin()).flatten()

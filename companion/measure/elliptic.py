@@ -1,6 +1,7 @@
 """The elliptic inverse problem's forward map: −∇·(eˣ ∇u) = f, and 15 averages of u (Zhang et al. 2021, sec. 6.1.2)."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class EllipticPDE(Operator):
         self.method = str(_support.one_of("method", method, SOLVERS))
         self.tolerance = None if tolerance is None else _support.positive("tolerance", tolerance)
         self.solves = 0
-        self.residual = torch.empty(0)
+        self.residual = torch.empty(0, device="cpu")
         self.force = paper_force(self.mesh)
         self.measurements = paper_measurements(self.mesh)
 
@@ -75,8 +76,14 @@ class EllipticPDE(Operator):
         """
         _support.batch_of("x", x, self.shape)
         load = (self.force if force is None else force).to(x) / self.mesh**2
-        system = _System(x, self)
-        return _Solve.apply(system.rows, system.columns, load.expand(len(x), *load.shape), system)
+        conductivity = x.unflatten(1, (self.side, self.side)).exp()
+        sound = (torch.isfinite(conductivity) & (conductivity > 0)).flatten(1).all(1)
+        conductivity = conductivity * torch.ones_like(sound, dtype=x.dtype).where(sound, torch.nan)[:, None, None]
+        repeat = self.mesh // self.side
+        conductivity = conductivity.repeat_interleave(repeat, 1).repeat_interleave(repeat, 2)
+        rows = (conductivity[:, :, :-1] + conductivity[:, :, 1:]) / 2
+        columns = (conductivity[:, :-1] + conductivity[:, 1:]) / 2
+        return _Solve.apply(rows, columns, load.expand(len(x), *load.shape), _System(self))
 
     def coarsen(self) -> "EllipticPDE":
         """The same map for fields of half the side, each value repeated 2×2, on the same mesh."""
@@ -86,43 +93,41 @@ class EllipticPDE(Operator):
 
 
 class _System:
-    """The stiffness matrices A of a batch: conductivities of the edges along s₁ and s₂, and their solver.
+    """The stiffness matrices A of a batch, factorised by the first solve, for the adjoint ones that follow.
 
-    `rows` [batch, m, m − 1] are the edges between nodes (i, j) and (i + 1, j), `columns` [batch, m − 1, m] those
-    between (i, j) and (i, j + 1).
+    They are given by the conductivities of the mesh's edges: `rows` [batch, m, m − 1] between nodes (i, j) and
+    (i + 1, j), `columns` [batch, m − 1, m] between (i, j) and (i, j + 1).
     """
 
-    def __init__(self, x: Tensor, pde: EllipticPDE) -> None:
-        repeat = pde.mesh // pde.side
-        conductivity = x.unflatten(1, (pde.side, pde.side)).exp()
-        conductivity = conductivity.repeat_interleave(repeat, 1).repeat_interleave(repeat, 2)
-        self.rows = (conductivity[:, :, :-1] + conductivity[:, :, 1:]) / 2
-        self.columns = (conductivity[:, :-1] + conductivity[:, 1:]) / 2
+    def __init__(self, pde: EllipticPDE) -> None:
         self.pde = pde
-        self.tolerance = pde.tolerance or (1e-10 if x.dtype == torch.float64 else 1e-5)
-        with torch.no_grad():
-            self.sound = torch.isfinite(conductivity).flatten(1).all(1) & (conductivity > 0).flatten(1).all(1)
-            self.weights = [w.where(self.sound[:, None, None], 1.0) for w in (self.rows, self.columns)]
-        self.solver: Any = None
+        self.solver: _Solver | None = None
+        self.sound = torch.empty(0, device="cpu")
 
-    def solve(self, load: Tensor) -> Tensor:
+    def solve(self, rows: Tensor, columns: Tensor, load: Tensor) -> Tensor:
         """u with A u = load, [batch, m − 1, m − 1]; NaN where A or the load is not finite, or the solver failed."""
-        self.solver = self.solver or SOLVERS[self.pde.method](*self.weights)
-        u, residual = self.solver.solve(load, self.tolerance)
+        if self.solver is None:
+            self.sound = (torch.isfinite(rows).flatten(1) & torch.isfinite(columns).flatten(1)).all(1)
+            weights = [w.where(self.sound[:, None, None], 1.0) for w in (rows, columns)]
+            self.solver = SOLVERS[self.pde.method](*weights)
+        tolerance = self.pde.tolerance or (1e-10 if load.dtype == torch.float64 else 1e-5)
+        u, residual = self.solver.solve(load, tolerance)
         self.pde.solves += len(load)
         self.pde.residual = residual.where(self.sound, torch.nan)
-        return u.where((self.pde.residual < 1000 * self.tolerance)[:, None, None], torch.nan)
+        return u.where((self.pde.residual < 1000 * tolerance)[:, None, None], torch.nan)
 
 
 class _Solve(torch.autograd.Function):
     """u = A⁻¹ b as a function of A's conductivities and of b, as often differentiable as one likes."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, load: Tensor, system: _System) -> Tensor:
-        u = system.solve(load)
-        ctx.system = system
-        ctx.save_for_backward(rows, columns, u)
-        return u
+    def forward(rows: Tensor, columns: Tensor, load: Tensor, system: _System) -> Tensor:
+        return system.solve(rows, columns, load)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, _System], output: Tensor) -> None:
+        rows, columns, _, ctx.system = inputs
+        ctx.save_for_backward(rows, columns, output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -137,12 +142,16 @@ def _differences(u: Tensor) -> tuple[Tensor, Tensor]:
     return F.pad(u, (0, 0, 1, 1)).diff(dim=1), F.pad(u, (1, 1)).diff(dim=2)
 
 
-class _Solver:
+class _Solver(ABC):
     """Solves A u = b for a batch of matrices A."""
 
     def __init__(self, rows: Tensor, columns: Tensor) -> None:
         self.rows, self.columns = rows, columns
         self.diagonal = rows[:, :-1] + rows[:, 1:] + columns[:, :, :-1] + columns[:, :, 1:]
+
+    @abstractmethod
+    def solve(self, load: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """u, [batch, m − 1, m − 1], and its relative residual, [batch]."""
 
     def multiply(self, u: Tensor) -> Tensor:
         """A u, [batch, m − 1, m − 1]."""
@@ -169,7 +178,6 @@ class _Direct(_Solver):
             self.inverses.append(torch.cholesky_inverse(torch.linalg.cholesky_ex(block)[0]))
 
     def solve(self, load: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """u and its relative residual."""
         down: list[Tensor] = []
         for r, inverse in enumerate(self.inverses):
             down.append(_times(inverse, load[:, r] + self.rows[:, r] * down[-1] if r else load[:, 0]))
@@ -199,7 +207,7 @@ class _ConjugateGradients(_Solver):
         self.sines, self.spectrum = _sines.sines(nodes).to(rows), _sines.laplacian_spectrum(nodes).to(rows)
 
     def solve(self, load: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-        """u and its relative residual; each image stops by itself."""
+        """Solve; each image stops by itself."""
         u, residual = torch.zeros_like(load), load
         direction = preconditioned = self._precondition(residual)
         slope = _dot(residual, preconditioned)
@@ -233,8 +241,8 @@ def _relative(residual: Tensor, load: Tensor) -> Tensor:
 
 def paper_force(mesh: int) -> Tensor:
     """The paper's f (App. F.1, as :class:`EllipticPDE` reads it) at the inner nodes, [mesh − 1, mesh − 1]; float64."""
-    nodes = torch.arange(1, mesh, dtype=torch.float64) / mesh
-    total = torch.zeros(mesh - 1, mesh - 1, dtype=torch.float64)
+    nodes = torch.arange(1, mesh, dtype=torch.float64, device="cpu") / mesh
+    total = torch.zeros(mesh - 1, mesh - 1, dtype=torch.float64, device="cpu")
     for weight, s1, s2 in [(2, 0.25, 0.3), (2, 0.25, 0.7), (-1, 0.7, 0.3), (-1, 0.7, 0.7)]:
         total += weight * torch.exp(-10 * ((nodes[:, None] - s1).square() + (nodes - s2).square()))
     return 50 / math.pi * total
@@ -250,9 +258,10 @@ def paper_measurements(mesh: int) -> Tensor:
 
 def _hat_integrals(mesh: int, start: float, end: float) -> Tensor:
     """∫ of each inner node's hat function over [start, end], [mesh − 1]; float64."""
+    nodes = torch.arange(1, mesh, dtype=torch.float64, device="cpu")
 
     def up_to(s: float) -> Tensor:
-        t = (s * mesh - torch.arange(1, mesh, dtype=torch.float64)).clamp(-1, 1)
+        t = (s * mesh - nodes).clamp(-1, 1)
         return (0.5 + t - t * t.abs() / 2) / mesh
 
     return up_to(end) - up_to(start)

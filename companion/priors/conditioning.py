@@ -42,7 +42,7 @@ class GaussianConditioning(Bijection):
             raise ValueError(f"field: got side {field.side}; allowed: sides divisible by 4")
         self.coarse_side = field.side // 2
         size = (self.coarse_side // 2) ** 2
-        images = torch.eye(4 * size, dtype=torch.float64).view(-1, 1, self.coarse_side, self.coarse_side)
+        images = torch.eye(4 * size, dtype=torch.float64, device="cpu").view(-1, 1, self.coarse_side, self.coarse_side)
         haar = _HAAR.encode(images)[0].flatten(1)  # each row the transform of one pixel
         covariance = haar.T @ field.blocks() @ haar
         cross = covariance[:, size:, :size]

@@ -6,6 +6,7 @@ falls into four blocks.
 
 import math
 from abc import abstractmethod
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -50,12 +51,11 @@ class GaussianField(Flow):
             raise ValueError(f"finest: got {self.finest}; allowed: side = {self.side} times a power of two")
         modes: Modes = SineModes(self._spectrum()) if ratio == 1 else BlockModes(self.blocks())
         super().__init__((self.side**2,), modes, pixels=None)
-        self.modes = modes
-        self.config = {"side": self.side, "alpha": self.alpha, "beta": self.beta, "finest": self.finest}
 
     @property
-    def like(self) -> Tensor:
-        return self.modes.std
+    def modes(self) -> "Modes":
+        """The principal modes, which are the flow's bijection."""
+        return cast(Modes, self.bijection)
 
     @property
     def std(self) -> Tensor:
@@ -77,13 +77,12 @@ class GaussianField(Flow):
 
     def covariance(self) -> Tensor:
         """Σ, [side², side²]."""
-        return self.modes.expand(self.modes.project(torch.eye(self.latent_dim).to(self.like)) * self.std.square())
+        return self.modes.expand(self.modes.project(self._unit_vectors()) * self.std.square())
 
     def leading(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` orthonormal modes of largest variance, [count, side²], and their standard deviations, [count]."""
         order = self.std.argsort(descending=True, stable=True)[: _support.count("count", count)]
-        rows = torch.eye(self.latent_dim).to(self.like)[order]
-        return self.modes.expand(rows), self.std[order]
+        return self.modes.expand(self._unit_vectors()[order]), self.std[order]
 
     def blocks(self) -> Tensor:
         """Σ in the coordinates of :func:`fold`, where it is block-diagonal; float64, [4, side²/4, side²/4]."""
@@ -103,6 +102,9 @@ class GaussianField(Flow):
                 for b in (0, 1)
             ]
         )
+
+    def _unit_vectors(self) -> Tensor:
+        return torch.eye(self.latent_dim, dtype=self.like.dtype, device=self.like.device)
 
     def _spectrum(self) -> Tensor:
         """The eigenvalues of Σ at the finest scale, [finest, finest]; float64."""

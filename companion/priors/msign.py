@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class _Fields(Bijection):
         return x.flatten(1), log_det
 
 
-class MsIGN(Flow):
+class MsIGN(Flow, stored=False):
     """A density of fields, [batch, side²], built on a Gaussian field's own scales (Zhang et al. 2021, eq. 3).
 
     A new one is the Gaussian field itself: all F_l start as the identity, and x₁ starts as its prior rather than as
@@ -124,15 +125,20 @@ class MsIGN(Flow):
             fields.append(fields[-1].coarsen())
         if scales is not None and len(fields) < scales:
             raise ValueError(f"scales: got {scales}; allowed: 1 to {len(fields)} for side {field.side}")
-        if flows is None:
-            flows = [GlowBlock(1, steps, width, seed, scale) for scale in range(1, len(fields) + 1)]
-            for flow in flows:
-                flow.to(field.like)
-        scheme = Scales(
-            (1, field.side, field.side), fields[-1].modes, [GaussianConditioning(f) for f in fields[-2::-1]], flows
-        )
-        super().__init__((field.side**2,), _Fields(scheme), pixels=None)
-        self.field, self.scheme = field, scheme
+        with torch.device("cpu"):  # where the random numbers are drawn, whatever the default device is
+            if flows is None:
+                flows = [GlowBlock(1, steps, width, seed, scale) for scale in range(1, len(fields) + 1)]
+                for flow in flows:
+                    flow.to(field.like)
+            conditionings = [GaussianConditioning(f) for f in fields[-2::-1]]
+            scheme = Scales((1, field.side, field.side), fields[-1].modes, conditionings, flows)
+            super().__init__((field.side**2,), _Fields(scheme), pixels=None)
+        self.field = field
+
+    @property
+    def scheme(self) -> Scales:
+        """The flow's map: its parts at every scale."""
+        return cast(_Fields, self.bijection).scales
 
     @property
     def like(self) -> Tensor:
@@ -195,7 +201,7 @@ class Mirrored(nn.Module):
     def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """Draw n fields, [n, side²]: of f, each mirrored with probability 1/2."""
         x = self.half_model.sample(n, seed=seed)
-        flip = torch.rand(n, generator=_support.generator(seed, "mirror")) < 0.5
+        flip = torch.rand(n, generator=_support.generator(seed, "mirror"), device="cpu") < 0.5
         return self.field.mirror(x).where(flip.to(x.device)[:, None], x)
 
     def at(self, scale: int) -> "Mirrored":
@@ -241,9 +247,9 @@ class GlowBlock(Bijection):
         super().__init__()
         wide, parts, product = 4 * channels, [], torch.eye(4 * channels, dtype=torch.float64)
         for step in range(_support.count("steps", steps)):
-            own_seed = _support.generator(seed, "weights", scale, step).initial_seed()
-            network = ConvConditioner(wide // 2, 2 * (wide - wide // 2), width, own_seed)
-            mix = ChannelMix(wide, "rotation", own_seed).double()
+            draw = _support.generator(seed, "weights", scale, step)
+            network = ConvConditioner(wide // 2, 2 * (wide - wide // 2), width, draw)
+            mix = ChannelMix(wide, "rotation", draw).double()
             product = mix.mix.matrices()[0].detach() @ product
             parts += [mix, Coupling(network, "affine")]
         last = ChannelMix(wide, "rotation").double()

@@ -9,9 +9,16 @@ import scipy.sparse.linalg
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
-from companion.measure.elliptic import EllipticPDE
+from companion import measure
+from companion.measure import EllipticPDE
 
 METHODS = ("direct", "pcg")
+OPERATORS = {  # fields are flat: of the images' shape the height alone counts
+    measure.EllipticPDE: [
+        lambda shape, seed: measure.EllipticPDE(shape[1]),
+        lambda shape, seed: measure.EllipticPDE(shape[1], mesh=2 * shape[1], method="pcg"),
+    ]
+}
 
 
 def fields(batch: int, side: int, std: float = 1.0, seed: int = 0) -> torch.Tensor:
@@ -150,6 +157,21 @@ def test_gradients_of_all_orders_are_those_of_finite_differences() -> None:
     pde, x = EllipticPDE(2, mesh=4), fields(2, 2).requires_grad_()
     assert torch.autograd.gradcheck(pde, x)
     assert torch.autograd.gradgradcheck(pde, x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_torch_func_gives_the_ordinary_derivatives(method: str) -> None:
+    pde, x, direction = EllipticPDE(4, method=method, tolerance=1e-12), fields(2, 4), fields(2, 4, seed=1)
+
+    def value(at: torch.Tensor) -> torch.Tensor:
+        return pde.forward(at).square().sum()
+
+    def slope_along(at: torch.Tensor) -> torch.Tensor:
+        return (torch.func.grad(value)(at) * direction).sum()
+
+    first, second = torch.func.grad(value)(x), torch.func.grad(slope_along)(x)
+    torch.testing.assert_close(first, torch.autograd.functional.jacobian(value, x), rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(second, torch.autograd.functional.hvp(value, x, direction)[1], rtol=1e-8, atol=1e-13)
 
 
 @pytest.mark.parametrize("method", METHODS)

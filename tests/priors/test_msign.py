@@ -5,6 +5,7 @@ import torch
 from flow_cases import perturb, randn
 from torch.nn.functional import avg_pool2d
 
+from companion.priors import memory_saving
 from companion.priors.bijections import ActNorm, Chain
 from companion.priors.conditioning import HaarConditioning
 from companion.priors.fields import GaussianField
@@ -85,6 +86,30 @@ def test_a_mirrored_model_is_the_mean_of_two_densities_and_samples_it() -> None:
     flipped = (samples != own).any(1)
     assert 0.45 < float(flipped.double().mean()) < 0.55
     assert torch.equal(model.field.mirror(samples)[flipped], own[flipped])
+
+
+def test_memory_saving_gives_the_same_gradients() -> None:
+    model = perturbed(4)
+    saving, x = memory_saving(model), randn(3, 16)
+    assert type(saving.scheme.flows[0].chain) is not Chain
+    ordinary = torch.autograd.grad(model.log_prob(x).sum(), list(model.parameters()))
+    for mine, theirs in zip(
+        torch.autograd.grad(saving.log_prob(x).sum(), list(model.parameters())), ordinary, strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-8)
+
+
+def test_the_default_device_does_not_matter() -> None:
+    expected = MsIGN(GaussianField(4), steps=2, width=4, seed=3)
+    torch.set_default_device("meta")
+    try:
+        model = MsIGN(GaussianField(4), steps=2, width=4, seed=3)
+        sample = Mirrored(model).sample(2, seed=1)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(sample, Mirrored(expected).sample(2, seed=1))
+    for mine, theirs in zip(model.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize(
