@@ -2,6 +2,7 @@
 
 from companion.measure import masks
 from companion.measure.base import LinearOperator, Operator, check_adjoint
+from companion.measure.elliptic import EllipticPDE
 from companion.measure.linear import Blur, Downsample, Gaussian, Identity, Mask, PerImage
 from companion.measure.noise import (
     AdditiveNoise,
@@ -19,6 +20,7 @@ __all__ = [
     "AdditiveNoise",
     "Blur",
     "Downsample",
+    "EllipticPDE",
     "Gaussian",
     "GaussianNoise",
     "Identity",

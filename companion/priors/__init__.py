@@ -9,6 +9,8 @@ from pkgutil import iter_modules
 
 from companion.priors.base import MODELS, Prior
 from companion.priors.checkpoint import load, names, save
+from companion.priors.conditioning import GaussianConditioning, HaarConditioning
+from companion.priors.fields import GaussianField
 from companion.priors.flow import Check, Flow
 from companion.priors.gan import GAN
 from companion.priors.glow import Glow
@@ -28,7 +30,10 @@ __all__ = [
     "VAE",
     "Check",
     "Flow",
+    "GaussianConditioning",
+    "GaussianField",
     "Glow",
+    "HaarConditioning",
     "Linear",
     "PointFlow",
     "Prior",

@@ -1,0 +1,20 @@
+"""Bayesian inverse problems on random fields, and the training of MsIGN to their posteriors."""
+
+from companion.bayes.divergence import Divergence, Weighted, jeffreys, weighted
+from companion.bayes.problems import Barrier, Elliptic, FieldProblem, Synthetic, barrier
+from companion.bayes.train import Settings, Stage, train_msign
+
+__all__ = [
+    "Barrier",
+    "Divergence",
+    "Elliptic",
+    "FieldProblem",
+    "Settings",
+    "Stage",
+    "Synthetic",
+    "Weighted",
+    "barrier",
+    "jeffreys",
+    "train_msign",
+    "weighted",
+]

@@ -1,0 +1,152 @@
+"""Multi-stage training of MsIGN, from the coarsest scale to the finest (Zhang et al. 2021, Algorithm 1)."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from companion import _support
+from companion.bayes.divergence import Weighted, reverse_term, weighted
+from companion.bayes.problems import FieldProblem
+from companion.priors.msign import Mirrored, MsIGN
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How each stage is trained; the paper gives the batch alone.
+
+    Attributes
+    ----------
+    iterations, batch
+        Adam steps, and samples in each of the two terms of the objective.
+    pool, least_ess
+        Samples of the proposal, drawn once a stage, and how many effective ones they must be worth.
+    rate, last_rate
+        Learning rate at the start; the cosine's end as a part of it.
+    clip
+        Bound on the gradient's norm.
+    objective, gradient
+        "jeffreys" or "kl" (its first half alone, KL(p‖q)); "path" or "score" (see
+        :func:`companion.bayes.divergence.reverse_term`).
+    """
+
+    iterations: int = 300
+    batch: int = 100
+    pool: int = 4000
+    least_ess: float = 300.0
+    rate: float = 1e-3
+    last_rate: float = 0.002
+    clip: float = 20.0
+    objective: str = "jeffreys"
+    gradient: str = "path"
+
+
+@dataclass
+class Stage:
+    """What happened at one scale.
+
+    Attributes
+    ----------
+    scale : int
+        l.
+    loss : list
+        The objective at each iteration: the sum of the two halves, without log Z; NaN where no sample was sound.
+    ess, raw_ess, power : float
+        Of the pool (see :class:`companion.bayes.divergence.Weighted`); NaN for "kl".
+    simulations : int
+        Forward simulations that the stage took.
+    """
+
+    scale: int
+    loss: list[float] = field(default_factory=list)
+    ess: float = math.nan
+    raw_ess: float = math.nan
+    power: float = math.nan
+    simulations: int = 0
+
+
+def train_msign(
+    problem: FieldProblem,
+    model: MsIGN | Mirrored,
+    settings: Settings | None = None,
+    scales: Iterable[int] | None = None,
+    first_samples: Tensor | None = None,
+    seed: int = 0,
+) -> list[Stage]:
+    """Train a model, in place, to the posterior at each scale in turn.
+
+    At scale l all F_1, …, F_l are trained; the proposal of the forward term is the model of the last stage with its
+    prior conditioning, q̃_l, weighted by q_l over its realised density.
+
+    Parameters
+    ----------
+    problem, model
+        At the finest scale; the model on the problem's field.
+    settings
+        None for :class:`Settings` as they are.
+    scales
+        Which stages, in order; None for 1, …, L. A run that stopped goes on with the rest: stages share nothing but the
+        weights.
+    first_samples
+        Samples of q_1, [n, d_1], for stage 1, of an exact sampler or a long chain; None for the prior's, weighted:
+        where the data are strong too few of them count, and the guard makes them stand for a wider density.
+    seed
+        Of all draws; each stage and purpose has its own stream.
+    """
+    settings = settings or Settings()
+    _support.one_of("objective", settings.objective, ("jeffreys", "kl"))
+    problems = [problem]
+    for _ in range(model.scales - 1):
+        problems.append(problems[-1].coarsen())
+    return [
+        _train_stage(problems[model.scales - scale], model.at(scale), settings, first_samples, seed)
+        for scale in (range(1, model.scales + 1) if scales is None else scales)
+    ]
+
+
+def _train_stage(
+    problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: Tensor | None, seed: int
+) -> Stage:
+    stage, before = Stage(model.scales), problem.simulations
+    pool = _pool(problem, model, how, given, seed) if how.objective == "jeffreys" else None
+    if pool:
+        stage.ess, stage.raw_ess, stage.power = pool.ess, pool.raw_ess, pool.power
+    parameters = list(model.parameters())
+    optimiser = torch.optim.Adam(parameters, how.rate, betas=(0.9, 0.99))
+    latents = _support.generator(seed, "train", "latents", model.scales)
+    picks = _support.generator(seed, "train", "pool", model.scales)
+    for iteration in range(how.iterations):
+        cosine = (1 + math.cos(math.pi * iteration / how.iterations)) / 2
+        for group in optimiser.param_groups:
+            group["lr"] = how.rate * (how.last_rate + (1 - how.last_rate) * cosine)
+        z = _support.normal((how.batch, model.field.latent_dim), latents, model.field.like)
+        value, loss = reverse_term(model, problem.log_density, z, how.gradient)
+        if pool:
+            x = pool.draw(how.batch, picks)
+            forward = -model.log_prob(x).mean()
+            loss = loss + forward
+            value = value + forward.detach()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, how.clip)
+        if torch.isfinite(norm):  # else a sample was too wild to learn from
+            optimiser.step()
+        stage.loss.append(float(value))
+    stage.simulations = problem.simulations - before
+    return stage
+
+
+@torch.no_grad()
+def _pool(problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: Tensor | None, seed: int) -> Weighted:
+    """What stands for the posterior in the forward term."""
+    if model.scales == 1 and given is not None:
+        even = given.new_zeros(len(given))
+        return weighted(given, even, even, how.least_ess)
+    proposal = problem.field if model.scales == 1 else model.conditioned()
+    x = proposal.sample(how.pool, seed=_support.generator(seed, "train", "proposal", model.scales))
+    batches = x.split(how.batch)
+    target = torch.cat([problem.log_density(part) for part in batches])
+    own = torch.cat([proposal.log_prob(part) for part in batches])
+    return weighted(x, target, own, how.least_ess)

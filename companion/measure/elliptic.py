@@ -1,0 +1,267 @@
+"""The elliptic inverse problem's forward map: −∇·(eˣ ∇u) = f, and 15 averages of u (Zhang et al. 2021, sec. 6.1.2)."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from companion import _sines, _support
+from companion.measure.base import Operator
+
+
+class EllipticPDE(Operator):
+    """y = (∫φ₁u, …, ∫φ₁₅u), where −∇·(eˣ∇u) = f on the unit square and u = 0 on its boundary.
+
+    Linear finite elements on the triangles of a square mesh, and x constant on squares: then an edge of the mesh
+    conducts with the mean of eˣ in the two squares beside it, whichever way the diagonals run. The right-hand side is
+    f at the nodes (trapezoidal rule), of the elements' order, 1/mesh². Mirroring x in s₂ leaves y as it is.
+
+    The paper leaves f and φ garbled or undrawn. Here f = (50/π)(2 g(f₁) + 2 g(f₂) − g(f₃) − g(f₄)), with
+    g(c) = exp(−10 ‖s − c‖²), f₁ = (.25, .3), f₂ = (.25, .7), f₃ = (.7, .3) and f₄ = (.7, .7). The φ live on squares of
+    side 1/8 that start at 3/16, 5/16, 7/16, 9/16 and 11/16 in either direction: for each of the five columns (s₁) an
+    outer pair of them, an inner pair, mirror images, and one in the middle (s₂); constant there, with ‖φ‖ = 1 in L₂.
+
+    Gradients cost one adjoint solve, Hessian-vector products two more. An image whose x is NaN, overflows, or has
+    contrasts beyond the solver (residual above 1000 tolerances) gets NaN, and leaves the rest of its batch alone.
+
+    Parameters
+    ----------
+    side
+        Fields x are [batch, side²], x[i · side + j] in the square at row i of s₁ and column j of s₂.
+    mesh
+        Number of squares in each direction, a multiple of `side`; None for `side`. The paper has 64 at every scale.
+    method
+        "direct" (block elimination: any contrast; its adjoint is nearly free; keeps mesh³ numbers an image until
+        the gradient is taken), or "pcg" (conjugate gradients preconditioned by a sine transform: faster where x is
+        smooth and the mesh fine).
+    tolerance
+        Relative residual ‖b − A u‖/‖b‖ at which "pcg" stops; "direct" ends near rounding. None for 1e-10 in float64 and
+        1e-5 in float32, where rounding u alone leaves 1e-8 · mesh², and more where x is rough.
+
+    Attributes
+    ----------
+    solves : int
+        Number of fields solved for so far, adjoint ones too.
+    residual : Tensor
+        Relative residual of each image in the latest solve, [batch]; NaN where it failed.
+    """
+
+    domain = "real"
+
+    def __init__(
+        self, side: int = 64, mesh: int | None = None, method: str = "direct", tolerance: float | None = None
+    ) -> None:
+        self.side = _support.count("side", side)
+        self.mesh = self.side if mesh is None else _support.count("mesh", mesh, least=2)
+        if self.mesh % self.side or self.mesh < 2:
+            raise ValueError(f"mesh: got {self.mesh}; allowed: a multiple of side = {self.side}, at least 2")
+        super().__init__((self.side**2,), (15,))
+        self.method = str(_support.one_of("method", method, SOLVERS))
+        self.tolerance = None if tolerance is None else _support.positive("tolerance", tolerance)
+        self.solves = 0
+        self.residual = torch.empty(0, device="cpu")
+        self.force = paper_force(self.mesh)
+        self.measurements = paper_measurements(self.mesh)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.solve(x).flatten(1) @ self.measurements.to(x).T
+
+    def solve(self, x: Tensor, force: Tensor | None = None) -> Tensor:
+        """u at the inner nodes (i, j)/mesh, [batch, mesh − 1, mesh − 1], of fields x, [batch, side²].
+
+        `force` replaces the paper's f: its values at the same nodes, [mesh − 1, mesh − 1].
+        """
+        _support.batch_of("x", x, self.shape)
+        load = (self.force if force is None else force).to(x) / self.mesh**2
+        conductivity = x.unflatten(1, (self.side, self.side)).exp()
+        sound = (torch.isfinite(conductivity) & (conductivity > 0)).flatten(1).all(1)
+        conductivity = conductivity * torch.ones_like(sound, dtype=x.dtype).where(sound, torch.nan)[:, None, None]
+        repeat = self.mesh // self.side
+        conductivity = conductivity.repeat_interleave(repeat, 1).repeat_interleave(repeat, 2)
+        rows = (conductivity[:, :, :-1] + conductivity[:, :, 1:]) / 2
+        columns = (conductivity[:, :-1] + conductivity[:, 1:]) / 2
+        return _Solve.apply(rows, columns, load.expand(len(x), *load.shape), _System(self))
+
+    def coarsen(self) -> "EllipticPDE":
+        """The same map for fields of half the side, each value repeated 2×2, on the same mesh."""
+        if self.side % 2:
+            raise ValueError(f"coarsen: got side {self.side}; allowed: even sides")
+        return EllipticPDE(self.side // 2, self.mesh, self.method, self.tolerance)
+
+
+class _System:
+    """The stiffness matrices A of a batch, factorised by the first solve, for the adjoint ones that follow.
+
+    They are given by the conductivities of the mesh's edges: `rows` [batch, m, m − 1] between nodes (i, j) and
+    (i + 1, j), `columns` [batch, m − 1, m] between (i, j) and (i, j + 1).
+    """
+
+    def __init__(self, pde: EllipticPDE) -> None:
+        self.pde = pde
+        self.solver: _Solver | None = None
+        self.sound = torch.empty(0, device="cpu")
+
+    def solve(self, rows: Tensor, columns: Tensor, load: Tensor) -> Tensor:
+        """u with A u = load, [batch, m − 1, m − 1]; NaN where A or the load is not finite, or the solver failed."""
+        if self.solver is None:
+            self.sound = (torch.isfinite(rows).flatten(1) & torch.isfinite(columns).flatten(1)).all(1)
+            weights = [w.where(self.sound[:, None, None], 1.0) for w in (rows, columns)]
+            self.solver = SOLVERS[self.pde.method](*weights)
+        tolerance = self.pde.tolerance or (1e-10 if load.dtype == torch.float64 else 1e-5)
+        u, residual = self.solver.solve(load, tolerance)
+        self.pde.solves += len(load)
+        self.pde.residual = residual.where(self.sound, torch.nan)
+        return u.where((self.pde.residual < 1000 * tolerance)[:, None, None], torch.nan)
+
+
+class _Solve(torch.autograd.Function):
+    """u = A⁻¹ b as a function of A's conductivities and of b, as often differentiable as one likes."""
+
+    @staticmethod
+    def forward(rows: Tensor, columns: Tensor, load: Tensor, system: _System) -> Tensor:
+        return system.solve(rows, columns, load)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, _System], output: Tensor) -> None:
+        rows, columns, _, ctx.system = inputs
+        ctx.save_for_backward(rows, columns, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        rows, columns, u = ctx.saved_tensors
+        adjoint = _Solve.apply(rows, columns, grads[0], ctx.system)  # A is symmetric
+        steps = [-a * b for a, b in zip(_differences(u), _differences(adjoint), strict=True)]
+        return steps[0], steps[1], adjoint, None
+
+
+def _differences(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of u along the edges in s₁, [batch, m, m − 1], and in s₂, [batch, m − 1, m]; u is 0 outside."""
+    return F.pad(u, (0, 0, 1, 1)).diff(dim=1), F.pad(u, (1, 1)).diff(dim=2)
+
+
+class _Solver(ABC):
+    """Solves A u = b for a batch of matrices A."""
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        self.rows, self.columns = rows, columns
+        self.diagonal = rows[:, :-1] + rows[:, 1:] + columns[:, :, :-1] + columns[:, :, 1:]
+
+    @abstractmethod
+    def solve(self, load: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """u, [batch, m − 1, m − 1], and its relative residual, [batch]."""
+
+    def multiply(self, u: Tensor) -> Tensor:
+        """A u, [batch, m − 1, m − 1]."""
+        along_rows, along_columns = _differences(u)
+        return -(self.rows * along_rows).diff(dim=1) - (self.columns * along_columns).diff(dim=2)
+
+
+class _Direct(_Solver):
+    """Elimination of one row of nodes after the other: A is block tridiagonal, and its off-diagonal blocks diagonal.
+
+    The Schur complements are S_r = T_r − C_r S_{r−1}⁻¹ C_r; their inverses are kept, so that every further right-hand
+    side costs two sweeps of products.
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        super().__init__(rows, columns)
+        self.inverses: list[Tensor] = []
+        for r, inner in enumerate(columns[:, :, 1:-1].unbind(1)):
+            block = torch.diag_embed(self.diagonal[:, r])
+            block -= torch.diag_embed(inner, 1) + torch.diag_embed(inner, -1)
+            if r:
+                link = rows[:, r]
+                block -= link[:, :, None] * self.inverses[-1] * link[:, None]
+            self.inverses.append(torch.cholesky_inverse(torch.linalg.cholesky_ex(block)[0]))
+
+    def solve(self, load: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        down: list[Tensor] = []
+        for r, inverse in enumerate(self.inverses):
+            down.append(_times(inverse, load[:, r] + self.rows[:, r] * down[-1] if r else load[:, 0]))
+        u = [down[-1]]
+        for r in range(len(down) - 2, -1, -1):
+            u.append(down[r] + _times(self.inverses[r], self.rows[:, r + 1] * u[-1]))
+        solution = torch.stack(u[::-1], 1)
+        return solution, _relative(load - self.multiply(solution), load)
+
+
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    return (matrices @ vectors[:, :, None])[:, :, 0]
+
+
+class _ConjugateGradients(_Solver):
+    """Conjugate gradients, preconditioned by √D L √D with the graph Laplacian L and A's diagonal 4D.
+
+    The scaling takes out what is smooth in eˣ, however large (Concus and Golub 1973).
+    """
+
+    limit = 2000
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        super().__init__(rows, columns)
+        nodes = self.diagonal.shape[1]
+        self.scale = (self.diagonal / 4).rsqrt()
+        self.sines, self.spectrum = _sines.sines(nodes).to(rows), _sines.laplacian_spectrum(nodes).to(rows)
+
+    def solve(self, load: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """Solve; each image stops by itself."""
+        u, residual = torch.zeros_like(load), load
+        direction = preconditioned = self._precondition(residual)
+        slope = _dot(residual, preconditioned)
+        for _ in range(self.limit):
+            active = _relative(residual, load) > tolerance
+            if not active.any():
+                break
+            product = self.multiply(direction)
+            step = (slope / _dot(direction, product)).where(active, 0.0)[:, None, None]
+            u, residual = u + step * direction, residual - step * product
+            preconditioned = self._precondition(residual)
+            before, slope = slope, _dot(residual, preconditioned)
+            direction = preconditioned + (slope / before)[:, None, None] * direction
+        return u, _relative(load - self.multiply(u), load)
+
+    def _precondition(self, residual: Tensor) -> Tensor:
+        inner = _sines.transform(self.scale * residual, self.sines) / self.spectrum
+        return self.scale * _sines.transform(inner, self.sines)
+
+
+SOLVERS: dict[str, type[_Solver]] = {"direct": _Direct, "pcg": _ConjugateGradients}
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum((1, 2))
+
+
+def _relative(residual: Tensor, load: Tensor) -> Tensor:
+    return (_dot(residual, residual) / _dot(load, load).clamp_min(torch.finfo(load.dtype).tiny)).sqrt()
+
+
+def paper_force(mesh: int) -> Tensor:
+    """The paper's f (App. F.1, as :class:`EllipticPDE` reads it) at the inner nodes, [mesh − 1, mesh − 1]; float64."""
+    nodes = torch.arange(1, mesh, dtype=torch.float64, device="cpu") / mesh
+    total = torch.zeros(mesh - 1, mesh - 1, dtype=torch.float64, device="cpu")
+    for weight, s1, s2 in [(2, 0.25, 0.3), (2, 0.25, 0.7), (-1, 0.7, 0.3), (-1, 0.7, 0.7)]:
+        total += weight * torch.exp(-10 * ((nodes[:, None] - s1).square() + (nodes - s2).square()))
+    return 50 / math.pi * total
+
+
+def paper_measurements(mesh: int) -> Tensor:
+    """∫φ_k u for nodal values u, bilinear in each square: the rows of a matrix, [15, (mesh − 1)²]; float64."""
+    starts = [k / 16 for k in (3, 5, 7, 9, 11)]
+    lines = torch.stack([_hat_integrals(mesh, start, start + 1 / 8) for start in starts])
+    pairs = [(lines[0] + lines[4]) / 2**0.5, (lines[1] + lines[3]) / 2**0.5, lines[2]]
+    return torch.stack([torch.outer(column, pair).flatten() * 8 for column in lines for pair in pairs])
+
+
+def _hat_integrals(mesh: int, start: float, end: float) -> Tensor:
+    """∫ of each inner node's hat function over [start, end], [mesh − 1]; float64."""
+    nodes = torch.arange(1, mesh, dtype=torch.float64, device="cpu")
+
+    def up_to(s: float) -> Tensor:
+        t = (s * mesh - nodes).clamp(-1, 1)
+        return (0.5 + t - t * t.abs() / 2) / mesh
+
+    return up_to(end) - up_to(start)

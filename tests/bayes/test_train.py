@@ -1,0 +1,142 @@
+"""Jeffreys divergence against closed forms, its gradients, the guard of the weights, and training stage by stage."""
+
+import math
+
+import pytest
+import torch
+
+from companion.bayes import Settings, Synthetic, jeffreys, train_msign, weighted
+from companion.bayes.divergence import reverse_term
+from companion.priors.bijections import ActNorm
+from companion.priors.fields import GaussianField
+from companion.priors.msign import Mirrored, MsIGN
+
+
+def exact_jeffreys(p: GaussianField, q: GaussianField) -> float:
+    """½ tr(Σq⁻¹Σp + Σp⁻¹Σq) − d for centred Gaussians."""
+    a, b = p.covariance(), q.covariance()
+    return float(torch.linalg.solve(a, b).trace() + torch.linalg.solve(b, a).trace()) / 2 - len(a)
+
+
+def test_weights_and_samples_give_the_jeffreys_divergence_of_two_gaussians() -> None:
+    p, q, proposal = GaussianField(2, beta=2.0), GaussianField(2, alpha=0.3, beta=2.2), GaussianField(2, beta=3.0)
+    exact = exact_jeffreys(p, q)
+    found = jeffreys(p.log_prob, lambda x: q.log_prob(x) + 1.7, p.sample(20_000, seed=1), q.sample(20_000, seed=2))
+    assert found.value == pytest.approx(exact, abs=4.5 * found.error)
+    assert found.error < 0.1 * exact
+    x = proposal.sample(40_000, seed=3)
+    pool = weighted(x, q.log_prob(x) + 1.7, proposal.log_prob(x))
+    assert pool.log_evidence == pytest.approx(1.7, abs=0.03)
+    forward = pool.weights * (q.log_prob(x) - p.log_prob(x))
+    own = p.sample(40_000, seed=4)
+    reverse = p.log_prob(own) - q.log_prob(own)
+    error = math.sqrt(float(reverse.var()) / len(own) + float((forward * len(x)).var()) / pool.raw_ess)
+    assert float(forward.sum() + reverse.mean()) == pytest.approx(exact, abs=4.5 * error)
+
+
+def test_weights_are_tempered_just_enough_and_wild_samples_weigh_nothing() -> None:
+    target = torch.linspace(0, 200, 1000, dtype=torch.float64)
+    target[-1] = math.nan
+    x, proposal = target[:, None].nan_to_num(), torch.zeros_like(target)
+    pool = weighted(x, target, proposal, least_ess=300)
+    assert pool.raw_ess < 20 and pool.ess == pytest.approx(300, rel=1e-6)
+    assert float(pool.weights[-1]) == 0
+    expected = (pool.power * target[:-1]).softmax(0)
+    torch.testing.assert_close(pool.weights[:-1], expected)
+    assert weighted(x, target, proposal, least_ess=5).power == 1
+    with pytest.raises(ValueError, match=r"log_target: got no finite value; allowed: "):
+        weighted(x, torch.full_like(target, math.nan), proposal)
+
+
+@pytest.mark.parametrize("gradient", ["path", "score"])
+def test_both_gradients_of_the_reverse_term_are_unbiased(gradient: str) -> None:
+    norm, field = ActNorm(1).double(), GaussianField(2)
+    with torch.no_grad():
+        norm.bias.fill_(0.4)
+        norm.log_scale.fill_(0.2)
+    model = MsIGN(field, flows=[norm])  # R z/s − b: N(−b, Σ/s²), against N(0, Σ)
+    scale, log_scale = norm.scale()
+    exact = 2 * (scale**-2 - 1) + 4 * log_scale + 0.5 * norm.bias**2 * field.precision(torch.ones(1, 4).double()).sum()
+    expected = torch.autograd.grad(exact, [norm.bias, norm.log_scale])
+    z = torch.randn(200_000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    value, loss = reverse_term(model, field.log_prob, z, gradient)
+    assert value.item() == pytest.approx(exact.item(), abs=0.01)
+    for found, wanted in zip(torch.autograd.grad(loss, [norm.bias, norm.log_scale]), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("gradient", ["path", "score"])
+def test_a_failed_simulation_is_left_out_of_the_reverse_term(gradient: str) -> None:
+    model = MsIGN(GaussianField(2), steps=1, width=3)
+    z = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wild = model.decode(z)[:, 0].detach() > 0.5
+    assert 0 < int(wild.sum()) < 19
+
+    def failing(x: torch.Tensor) -> torch.Tensor:
+        return -x.square().sum(1) + 0 * torch.sqrt(0.5 - x[:, 0])  # NaN, and so is its gradient
+
+    def gradients(latents: torch.Tensor, density) -> list[torch.Tensor]:
+        return torch.autograd.grad(reverse_term(model, density, latents, gradient)[1], list(model.parameters()))
+
+    wanted = gradients(z[~wild], lambda x: -x.square().sum(1))
+    for found, right in zip(gradients(z, failing), wanted, strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-10)
+
+
+def test_the_proposal_of_a_stage_is_the_conditioned_last_stage() -> None:
+    problem = Synthetic(8)
+    model = MsIGN(problem.field, steps=1, width=4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05)
+    proposal = model.conditioned()
+    x = proposal.sample(2)
+    pooled = torch.nn.functional.avg_pool2d(x.view(-1, 1, 8, 8), 2).flatten(1)
+    # realised density: p_{l−1}(A x) ρ(x | A x)
+    expected = model.at(2).log_prob(pooled) + problem.field.log_prob(x) - problem.field.coarsen().log_prob(pooled)
+    torch.testing.assert_close(proposal.log_prob(x), expected, rtol=1e-9, atol=1e-9)
+    before = [p.clone() for p in proposal.parameters()]
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, proposal.parameters(), strict=True))
+
+
+def test_training_can_go_on_at_any_stage_and_counts_simulations() -> None:
+    how = Settings(iterations=3, batch=10, pool=40, least_ess=5)
+    problem = Synthetic(8)
+    whole, parts = (MsIGN(problem.field, steps=1, width=4) for _ in range(2))
+    stages = train_msign(problem, whole, how, seed=3)
+    train_msign(problem, parts, how, scales=[1], seed=3)
+    resumed = MsIGN(problem.field, steps=1, width=4)
+    resumed.load_state_dict(parts.state_dict())
+    train_msign(problem, resumed, how, scales=[2, 3], seed=3)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert [stage.simulations for stage in stages] == [40 + 3 * 10 * 2] * 3
+
+
+@pytest.mark.slow
+def test_the_coarsest_posterior_is_learned_with_both_modes() -> None:
+    problem = Synthetic(8)
+    coarsest, model = problem.coarsen().coarsen(), MsIGN(problem.field, steps=4, width=16)
+    reference = coarsest.sample(4000, seed=8)
+    start = jeffreys(model.at(1).log_prob, coarsest.log_density, model.at(1).sample(4000, seed=9), reference)
+    how = Settings(iterations=250, rate=3e-3)
+    train_msign(problem, model, how, scales=[1], first_samples=coarsest.sample(4000, seed=7))
+    own = model.at(1).sample(4000, seed=9)
+    found = jeffreys(model.at(1).log_prob, coarsest.log_density, own, reference)
+    share = float((own @ coarsest.direction > 0).double().mean())
+    assert start.value > 3 and found.value < start.value / 4, (start, found)
+    assert 0.3 < share < 0.7
+
+
+@pytest.mark.slow
+def test_a_mirrored_model_needs_no_bridge() -> None:
+    problem = Synthetic(8)
+    coarsest, model = problem.coarsen().coarsen(), Mirrored(MsIGN(problem.field, steps=3, width=16))
+    train_msign(
+        problem, model, Settings(iterations=200, rate=3e-3), scales=[1], first_samples=coarsest.sample(4000, seed=7)
+    )
+    own = model.at(1).sample(4000, seed=9)
+    found = jeffreys(model.at(1).log_prob, coarsest.log_density, own, coarsest.sample(4000, seed=8))
+    assert found.value < 0.3, found
