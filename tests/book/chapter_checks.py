@@ -23,12 +23,6 @@ LARGEST = 2_000_000  # bytes
 COLUMNS, PRINTED = 88, 80  # of code, of printed text: what a window of 1,280 pixels shows without scrolling
 LINES_A_CELL, LINES_A_CHAPTER = 12, 130  # of visible code
 
-# Chapters that do not yet have the shape of the second edition (SECOND_EDITION below). May only become fewer.
-NOT_YET_CONVERTED = frozenset(
-    {
-    }
-)
-
 SECTIONS = {
     "goals ('you will be able to')": r"able to",
     "prerequisites ('you need')": r"you need",

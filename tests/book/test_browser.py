@@ -9,7 +9,6 @@ from pathlib import Path
 import browser_checks
 import pytest
 from browser_checks import BrowserContext, Visit, visit
-from chapter_checks import NOT_YET_CONVERTED
 from site_checks import html_pages
 
 pytestmark = pytest.mark.browser
@@ -40,8 +39,6 @@ def test_pages_work_offline_in_a_browser(context: BrowserContext, site: Path) ->
         if page != site / "index.html":  # it only forwards to the first page
             with visit(context, page) as seen:
                 found[page.relative_to(site).as_posix()] = faults(seen)
-            if page.stem in NOT_YET_CONVERTED:
-                found[page.relative_to(site).as_posix()].pop("code_fits_the_desk", None)
     assert {page: bad for page, bad in found.items() if bad} == {}
 
 
