@@ -61,14 +61,12 @@ def test_both_densities_agree_and_an_image_does_not_see_its_neighbours(config):
 
 @RANDOM
 @given(config=glow_settings())
-def test_every_parameter_gets_a_gradient_and_modes_agree(config):
+def test_every_gradient_is_finite_and_modes_agree(config):  # narrow networks may be dead; that none is: contract test
     flow = glow(config)
     x = rand(2, *flow.shape)
     flow.train().log_prob(x).sum().backward()
     for name, p in flow.named_parameters():
         assert p.grad is not None and torch.isfinite(p.grad).all(), name
-        if not name.split(".")[-1].startswith("skew"):  # the skew-symmetric part of a 1-parameter family may be flat
-            assert p.grad.abs().sum() > 0 or config["width"] < 4, name  # narrow ReLU networks may be dead
     before = {k: v.clone() for k, v in flow.state_dict().items()}
     with torch.no_grad():
         assert torch.equal(flow.train().log_prob(x), flow.eval().log_prob(x))
