@@ -1,6 +1,8 @@
 // What is wider than the page says so: the edge beyond which it goes on fades, until it is scrolled there.
 document.addEventListener("DOMContentLoaded", () => {
-  const wide = '.bd-article mjx-container[display="true"], .bd-article .pst-scrollable-table-container, .bd-article pre';
+  const wide = [
+    'mjx-container[display="true"]', ".pst-scrollable-table-container", ".cell_output table", "pre",
+  ].map((each) => `.bd-article ${each}`).join(", ");
 
   function mark(box) {
     const rest = box.scrollWidth - box.clientWidth;
