@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from operator_cases import Masks
 
 from companion import measure, recover
 from companion.energy import Energy, FlowLikelihood, LatentNorm, NoiseMisfit, Penalty, SquaredMisfit
@@ -270,22 +271,6 @@ class FromReference(Penalty):
 
     def select(self, index):
         return FromReference(self.reference[index])
-
-
-class Masks(measure.base.LinearOperator):
-    """A mask of its own for every image."""
-
-    def __init__(self, masks):
-        super().__init__(masks.shape[1:], masks.shape[1:])
-        self.masks = masks
-
-    def apply(self, x):
-        return self.masks * x
-
-    apply_adjoint = apply
-
-    def select(self, index):
-        return Masks(self.masks[index])
 
 
 def draws(*shape, seed=0):

@@ -317,14 +317,6 @@ def reading_time_is_measured(chapter: Chapter) -> list[str]:
     return [] if said == measured else [f"reading time {said}, not {measured}; run book/_tools/reading_time.py"]
 
 
-SECOND_EDITION: list[Callable[[Chapter], list[str]]] = [
-    narrow,
-    little_code,
-    figures_are_folded,
-    folded_cells_only_draw,
-    figures_are_named,
-    reading_time_is_measured,
-]
 CHECKS: list[Callable[[Chapter], list[str]]] = [
     run_in_order,
     no_errors_or_warnings,
@@ -335,5 +327,10 @@ CHECKS: list[Callable[[Chapter], list[str]]] = [
     alt_texts,
     has_sections,
     exercises_have_solutions,
-    *SECOND_EDITION,
+    narrow,
+    little_code,
+    figures_are_folded,
+    folded_cells_only_draw,
+    figures_are_named,
+    reading_time_is_measured,
 ]

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from operator_cases import Masks
 from scipy.optimize import minimize
 from skimage.restoration import denoise_tv_chambolle
 
@@ -146,22 +147,6 @@ class WrongAdjoint(measure.Gaussian):
 def test_a_wrong_adjoint_is_named(method, seed):
     with pytest.raises(ValueError, match=r"operator: got an adjoint that does not belong.*measure\.check_adjoint"):
         method(WrongAdjoint(seed), draws(2, 10))
-
-
-class Masks(measure.base.LinearOperator):
-    """A mask of its own for every image."""
-
-    def __init__(self, masks):
-        super().__init__(masks.shape[1:], masks.shape[1:])
-        self.masks = masks
-
-    def apply(self, x):
-        return self.masks * x
-
-    apply_adjoint = apply
-
-    def select(self, index):
-        return Masks(self.masks[index])
 
 
 @pytest.mark.parametrize("method", [tv, lasso, pseudo_inverse])
