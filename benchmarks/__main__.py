@@ -73,7 +73,7 @@ def main() -> None:
         ratios[row] = values["companion"] / min(peers) if peers else float("nan")
         print(f"{row:38}" + "".join(f"{values[name]:12.1f}" for name in names) + f"{ratios[row]:12.2f}")
     if len(names) == 1:
-        print("No peer is installed: pip install 'companion[bench]' brings them.")
+        print("No peer is installed: pip install 'flow-priors[bench]' brings them.")
     memory = depth(rounds)
     for row, value in memory.items():
         print(f"memory_saving: {row:50}{value:10.2f}")

@@ -21,8 +21,9 @@ class PixelLayer(nn.Conv2d):
         super().__init__(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.linear(x.movedim(1, -1), self.weight[:, :, 0, 0], self.bias)
-        return F.relu(h, inplace=True).movedim(-1, 1)  # before the view: in place on a view costs copies
+        pixels = x.movedim(1, -1)
+        h = F.linear(pixels.flatten(0, -2), self.weight[:, :, 0, 0], self.bias)  # flat: in place on a view costs copies
+        return F.relu(h, inplace=True).unflatten(0, pixels.shape[:-1]).movedim(-1, 1)
 
 
 class ConvConditioner(nn.Sequential):
