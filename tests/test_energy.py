@@ -300,6 +300,30 @@ def misfits(flow, operator):
     return {"squared": SquaredMisfit(operator, y), "noise": NoiseMisfit(measure.Problem(operator, noise), y)}
 
 
+def test_every_penalty_has_an_example():
+    below = {c for kind in Penalty.__subclasses__() for c in {kind, *kind.__subclasses__()}}
+    public = {c.__name__ for c in below if c.__module__.startswith("companion.") and not c.__name__.startswith("_")}
+    lacking = public - {type(penalty).__name__ for penalty in PENALTIES.values()}
+    assert not lacking, f"no example of {lacking} in PENALTIES of this file"
+
+
+@pytest.mark.parametrize("space", ["z", "x"])
+@pytest.mark.parametrize("penalty", [name for name in PENALTIES if PENALTIES[name]])
+@pytest.mark.parametrize("size", [0.0, 0.5])
+def test_a_penalty_gives_a_finite_value_and_gradient_and_leaves_the_point_alone(flow, penalty, space, size):
+    """Also of images all black and of latents all zero, where many a norm has no derivative."""
+    term = PENALTIES[penalty]
+    shape = (flow.latent_dim,) if space == "z" else flow.shape
+    variable = (size * draws(4, *shape, seed=7)).requires_grad_()
+    point = Energy(flow, misfits(flow, OPERATORS["one for all"](flow.shape))["squared"], term, space).at(variable)
+    x, z = point.x.detach().clone(), point.z.detach().clone()
+    value = term(point)
+    assert value.shape == (4,), f"{penalty}: got values of shape {tuple(value.shape)}; allowed: (4,)"
+    (gradient,) = torch.autograd.grad(value.sum(), variable)
+    assert value.isfinite().all() and gradient.isfinite().all(), f"{penalty}: a value or gradient is not finite"
+    torch.testing.assert_close((point.x, point.z), (x, z), msg=f"{penalty} changes the point")
+
+
 @pytest.mark.parametrize("space", ["z", "x"])
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -5,7 +5,8 @@ The examples stand beside the tests of each class: any ``test_*.py`` of this fol
 
 - An operator's example is called with a shape, (channels, height, width), and a seed, and returns an operator. Classes
   whose gradient is not the derivative are in ``SURROGATE_GRADIENT``.
-- A noise's example is a pair of the noise and exact measurements, [batch, ...].
+- A noise's example is a pair of the noise and exact measurements, [batch, ...]. Over one measurement the density is
+  integrated by quadrature, over up to 16 by draws, so one of the examples has no more.
 """
 
 import copy
@@ -33,6 +34,7 @@ OPERATORS, NOISES = (
     {k: v for test in TESTS for k, v in getattr(test, name, {}).items()} for name in ("OPERATORS", "NOISES")
 )
 SURROGATE = [kind for test in TESTS for kind in getattr(test, "SURROGATE_GRADIENT", ())]
+FEW = 16
 operators = [
     pytest.param(make, id=f"{kind.__name__}-{k}") for kind, makers in OPERATORS.items() for k, make in enumerate(makers)
 ]
@@ -54,6 +56,8 @@ def test_every_operator_and_noise_has_an_example():
     for kind, examples in ((measure.Operator, OPERATORS), (measure.Noise, NOISES)):
         lacking = {c.__name__ for c in public(kind) - set(examples)}
         assert not lacking, f"no example of {lacking} in a test_*.py of this folder"
+    lacking = {k.__name__ for k, pairs in NOISES.items() if all(exact[0].numel() > FEW for _, exact in pairs)}
+    assert not lacking, f"no example of {lacking} with at most {FEW} measurements, over which its density is integrated"
 
 
 def normal(*shape, seed, dtype=torch.float64):
@@ -71,6 +75,17 @@ def close(one, other, dtype=torch.float64, scale=None):
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     scale = other.abs().max() if scale is None else scale
     assert one.shape == other.shape and ((one - other).abs() <= tolerance * scale + 1e-30).all()
+
+
+@pytest.mark.parametrize("make", operators)
+@pytest.mark.parametrize("pixels", ["all 0", "all 1", "beyond [0, 1]"])
+def test_values_and_gradients_are_finite_wherever_a_search_may_come(make, pixels):
+    operator = make((3, 8, 8), 1)
+    x = inputs(operator)[0] if pixels == "beyond [0, 1]" else torch.full_like(inputs(operator)[0], float(pixels[-1]))
+    measured = operator.forward(x.requires_grad_())
+    (gradient,) = torch.autograd.grad(measured.sum(), x)
+    for what, value in (("apply", measured), ("its gradient", gradient)):
+        assert value.isfinite().all(), f"{type(operator).__name__}: {what} is not finite where pixels are {pixels}"
 
 
 @pytest.mark.parametrize("make", operators)
@@ -115,7 +130,7 @@ def test_outputs_share_no_memory_with_inputs(make):
         operator(x).fill_(torch.nan)
         if isinstance(operator, measure.LinearOperator):
             operator.adjoint(y).fill_(torch.nan)
-        assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+        assert torch.equal(x, before[0]) and torch.equal(y, before[1]), f"{type(operator).__name__} changes its input"
 
 
 @pytest.mark.parametrize("make", operators)
@@ -180,7 +195,9 @@ def test_defaults_of_device_and_dtype_do_not_matter(make):
 @pytest.mark.parametrize(("noise", "exact"), noises)
 def test_log_prob_is_per_image_differentiable_and_follows_the_dtype(noise, exact):
     y = noise.sample(exact, 5)
+    before = y.clone(), exact.clone()
     value = noise.log_prob(y, exact)
+    assert torch.equal(y, before[0]) and torch.equal(exact, before[1]), f"{noise}.log_prob changes its input"
     assert value.shape == (len(exact),) and value.dtype == torch.float64
     single = noise.log_prob(y.float(), exact.float())
     assert single.dtype == torch.float32
@@ -196,7 +213,13 @@ def test_log_prob_is_per_image_differentiable_and_follows_the_dtype(noise, exact
 
 @pytest.mark.parametrize(("noise", "exact"), noises)
 def test_draws_depend_on_no_other_image_nor_on_the_dtype(noise, exact):
+    before = exact.clone()
     many = noise.sample(exact, 7)
+    assert torch.equal(exact, before), f"{noise}.draw changes its input"
+    if isinstance(noise, measure.AdditiveNoise):
+        shape = (1, *exact.shape[1:])
+        drawn = noise.residual(shape, torch.Generator().manual_seed(0)).shape
+        assert drawn == shape, f"{noise}.residual: got shape {tuple(drawn)}; allowed: {shape}"
     assert torch.equal(noise.sample(exact[:1], 7), many[:1]) and not torch.equal(noise.sample(exact, 8), many)
     assert many.data_ptr() != exact.data_ptr() and many.dtype == torch.float64
     other = torch.cat([exact.flip(0)[:1], exact[1:]])
@@ -213,27 +236,47 @@ def test_the_density_of_one_measurement_integrates_to_one_and_has_the_moments_of
     """By quadrature over the first entry of y, the others fixed; the draws' mean and variance by a z-test."""
     exact = exact[:1]
     many = noise.sample(exact.repeat(1000, *[1] * (exact.dim() - 1)), 3).flatten(1)[:, 0]
-    y, spread = noise.sample(exact, 1), 12 * float(many.std())
+    y, unit = noise.sample(exact, 1), float(many.std())
     base = y.flatten(1)[0].clone()
-    centre = float(exact.flatten(1)[0, 0])
+    centre, middle = float(exact.flatten(1)[0, 0]), float(many.median())
 
     def density(value):
         base[0] = value
         return math.exp(float(noise.log_prob(base.view_as(y), exact)) - scale)
 
-    scale, base[0] = 0.0, many.median()
+    scale, base[0] = 0.0, middle
     scale = float(noise.log_prob(base.view_as(y), exact))
+    # from the middle outwards, in units of the spread, without end: tails may be long, and a density may have a kink
     total, mean, square = (
-        integrate.quad(
-            lambda v, p=power: density(v) * (v - centre) ** p, centre - spread, centre + spread, epsabs=1e-12, limit=200
-        )[0]
+        sum(
+            integrate.quad(
+                lambda u, p=power, s=side: density(middle + s * u) * (middle + s * u - centre) ** p * unit,
+                0,
+                math.inf,
+                epsabs=1e-12,
+                limit=200,
+            )[0]
+            for side in (-unit, unit)
+        )
         for power in (0, 1, 2)
     )
     mean, variance = mean / total, square / total - (mean / total) ** 2
     assert abs(float(many.mean()) - centre - mean) < 5 * math.sqrt(variance / 1000)
     assert float(many.var()) == pytest.approx(variance, rel=0.3)
     if y.numel() == 1:
-        assert total * math.exp(scale) == pytest.approx(1, abs=1e-8)
+        integral = total * math.exp(scale)
+        assert integral == pytest.approx(1, abs=1e-8), f"the density of {noise} integrates to {integral}"
+
+
+@pytest.mark.parametrize(("noise", "exact"), [p for p in noises if 1 < p.values[1][0].numel() <= FEW])
+def test_the_density_of_a_few_measurements_integrates_to_one(noise, exact):
+    """E[q(y) / p(y)] = 1 over draws y of p, for any density q: here a normal one, of other draws; by a z-test."""
+    exact = exact[:1].repeat(2000, *[1] * (exact.dim() - 1))
+    others, y = (noise.sample(exact, seed) for seed in (1, 2))
+    near = torch.distributions.MultivariateNormal(others.flatten(1).mean(0), others.flatten(1).mT.cov())
+    ratio = (near.log_prob(y.flatten(1)) - noise.log_prob(y, exact)).exp()
+    error = float(ratio.std()) / math.sqrt(2000)
+    assert abs(float(ratio.mean()) - 1) < 5 * error, f"the density of {noise} integrates to {1 / float(ratio.mean())}"
 
 
 @pytest.mark.parametrize("make", operators)

@@ -16,18 +16,21 @@ def uniform(*shape):
 
 # What test_contract.py checks: from a class to pairs of a noise and exact measurements.
 NOISES = {
-    measure.GaussianNoise: [(measure.GaussianNoise(0.3), uniform(3, 6, 5)), (measure.GaussianNoise(0.3), uniform(1))],
+    measure.GaussianNoise: [(measure.GaussianNoise(0.3), uniform(*shape)) for shape in ((3, 6, 5), (1, 2, 4), (1,))],
     measure.SinusoidalNoise: [
         (measure.SinusoidalNoise(0.5), uniform(3, 20, 5)),
         (measure.SinusoidalNoise(0.5, mean=0.7), uniform(33)),
+        (measure.SinusoidalNoise(0.5, mean=0.7), uniform(9)),
         (measure.SinusoidalNoise(0.5, mean=0.7), uniform(1)),
     ],
     measure.RadialNoise: [
         (measure.RadialNoise(0.8, decay=0.01), uniform(3, 12, 9)),
+        (measure.RadialNoise(0.8), uniform(1, 3, 4)),
         (measure.RadialNoise(0.8), uniform(1, 1, 1)),
     ],
     measure.PoissonGaussianNoise: [
         (measure.PoissonGaussianNoise(0.02, 0.05), uniform(3, 6, 5)),
+        (measure.PoissonGaussianNoise(0.5, 0.05), uniform(1, 2, 4)),
         (measure.PoissonGaussianNoise(0.5, 0.05), uniform(1) + 0.2),
         (measure.PoissonGaussianNoise(0.5, 0.05), uniform(1) - 1.2),
     ],
