@@ -116,7 +116,7 @@ def fakes(monkeypatch):
     return calls
 
 
-HOW = {"replace": False, "start": None, "export": False}
+HOW = {"replace": False, "start": None, "export": False, "pictures": None}
 
 
 def test_train_and_fetch_reach_their_modules(fakes, capsys, tmp_path):
@@ -126,6 +126,7 @@ def test_train_and_fetch_reach_their_modules(fakes, capsys, tmp_path):
     assert call(capsys, "train", "a-flow", "--replace")[0] == 0
     assert fakes[1][1]["replace"] is True and fakes[1][1]["out"] == Path("runs")
     assert call(capsys, "train", "a-flow", "--store")[0] == 0 and fakes[2][1]["out"] is None
+    assert call(capsys, "train", "a-flow", "--data", "mine")[0] == 0 and fakes[3][1]["pictures"] == "mine"
     assert call(capsys, "data", "fetch", "mnist")[:2] == (0, "mnist: mnist/a.gz\n")
     assert call(capsys, "data", "list")[:2] == (0, "digits: free\nmnist: free\n")
     assert call(capsys, "data", "fetch", "digits")[:2] == (0, "digits: embedded, nothing to fetch\n")
