@@ -181,11 +181,10 @@ def _verify(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from companion._support import keep_freed_memory, one_of
     from companion.experiments import resolve_device
-    from companion.experiments.registry import known
 
     keep_freed_memory()
     training = import_module("companion.training")
-    known("recipe", options.name, training.recipe_names())
+    one_of("recipe", options.name, training.recipe_names())
     one_of("profile", options.profile, training.PROFILES)
     device = str(resolve_device(options.device))
     how = {name: getattr(options, name) for name in ("replace", "start", "export", "pictures")}
@@ -201,10 +200,10 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from companion.experiments.registry import known
+    from companion._support import one_of
 
     data = import_module("companion.data")
-    known("data set", options.name, data.names())
+    one_of("data set", options.name, data.names())
     paths = data.fetch(options.name)
     _print(f"{options.name}: {', '.join(map(str, paths)) or 'embedded, nothing to fetch'}")
 

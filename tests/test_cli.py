@@ -79,7 +79,7 @@ def call(capsys, *arguments):
         (["run", "test.tiny", "--set", "images=many"], "images: got 'many'; allowed: int, as 2"),
         (["run", "test.tiny", "--store", "--set", "images=3"], "changes: got some"),
         (["run", "test.tiny", "--workers", "0"], "workers: got 0"),
-        (["run", "test.nothing"], "experiment: got 'test.nothing'; did you mean"),
+        (["run", "test.nothing"], "(did you mean "),
         (["run", "test.tiny", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop"),
         (["run", "test.tiny", "--seed", "-1"], "seed: got -1"),
         (["run", "test.tiny", "--seed", "one"], "--seed"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from companion import _support, data
+from companion._support import PROFILES
 from companion.priors import GAN, VAE, Glow, Prior, RealNVP, save
 from companion.priors.checkpoint import read_tensors
 from companion.priors.networks import count_parameters
@@ -21,7 +22,6 @@ from companion.training.loop import fit
 from companion.training.schedule import LearningCurve, Schedule
 from companion.training.state import as_pixels, averaged
 
-PROFILES = ("quick", "laptop", "overnight", "paper")
 _QUICK: dict[str, Any] = dict(steps=20, warm_up=5, checkpoint_every=10, validate_every=20, patience=None)
 
 
