@@ -4,6 +4,7 @@ Every check returns its (possibly converted) argument, so that it can stand wher
 """
 
 import ctypes
+import difflib
 import hashlib
 import json
 import math
@@ -23,6 +24,8 @@ from torch import Tensor
 _REPOSITORY_STORE = Path(__file__).resolve().parents[1] / "data"
 _WHEEL_STORE = Path(__file__).resolve().parent / "_stored"
 
+PROFILES = ("quick", "laptop", "overnight", "paper")  # of experiments and trainings, by size
+
 
 def store() -> Path:
     """Folder of the stored checkpoints and results: ``data/`` in a checkout, ``companion/_stored`` in a wheel."""
@@ -30,10 +33,13 @@ def store() -> Path:
 
 
 def one_of(name: str, value: object, allowed: Iterable[object]) -> object:
-    """Return `value` if it is among `allowed`; else raise ValueError naming the argument and the choices."""
+    """Return `value` if it is among `allowed`; else raise ValueError naming the argument, the nearest and all."""
     choices = list(allowed)
     if value not in choices:
-        raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(map(str, choices)) or 'nothing yet'}")
+        texts = list(map(str, choices))
+        near = difflib.get_close_matches(str(value), texts, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(texts) or 'nothing yet'}{hint}")
     return value
 
 

@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command(commands, "train", _train, "train a prior, or resume its training", place)
     train.add_argument("name", metavar="NAME", help="a recipe; an unknown name lists them")
+    train.add_argument("--data", dest="pictures", metavar="FOLDER", help="train on the pictures in this folder instead")
     train.add_argument("--replace", action="store_true", help="replace a stored checkpoint of a larger profile")
     train.add_argument("--start", help="begin with the averaged weights of this checkpoint (a name or a file)")
     train.add_argument("--export", action="store_true", help="store the averaged weights of a running training")
@@ -180,14 +181,13 @@ def _verify(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from companion._support import keep_freed_memory, one_of
     from companion.experiments import resolve_device
-    from companion.experiments.registry import known
 
     keep_freed_memory()
     training = import_module("companion.training")
-    known("recipe", options.name, training.recipe_names())
+    one_of("recipe", options.name, training.recipe_names())
     one_of("profile", options.profile, training.PROFILES)
     device = str(resolve_device(options.device))
-    how = {"replace": options.replace, "start": options.start, "export": options.export}
+    how = {name: getattr(options, name) for name in ("replace", "start", "export", "pictures")}
     stored = training.train_recipe(options.name, options.profile, out=options.out, device=device, progress=True, **how)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
         _print(f"{options.name} {options.profile}: stored in {stored}; {training.quality(stored)}")
@@ -200,10 +200,10 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from companion.experiments.registry import known
+    from companion._support import one_of
 
     data = import_module("companion.data")
-    known("data set", options.name, data.names())
+    one_of("data set", options.name, data.names())
     paths = data.fetch(options.name)
     _print(f"{options.name}: {', '.join(map(str, paths)) or 'embedded, nothing to fetch'}")
 

@@ -79,7 +79,7 @@ def call(capsys, *arguments):
         (["run", "test.tiny", "--set", "images=many"], "images: got 'many'; allowed: int, as 2"),
         (["run", "test.tiny", "--store", "--set", "images=3"], "changes: got some"),
         (["run", "test.tiny", "--workers", "0"], "workers: got 0"),
-        (["run", "test.nothing"], "experiment: got 'test.nothing'; did you mean"),
+        (["run", "test.nothing"], "(did you mean "),
         (["run", "test.tiny", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop"),
         (["run", "test.tiny", "--seed", "-1"], "seed: got -1"),
         (["run", "test.tiny", "--seed", "one"], "--seed"),
@@ -116,7 +116,7 @@ def fakes(monkeypatch):
     return calls
 
 
-HOW = {"replace": False, "start": None, "export": False}
+HOW = {"replace": False, "start": None, "export": False, "pictures": None}
 
 
 def test_train_and_fetch_reach_their_modules(fakes, capsys, tmp_path):
@@ -126,6 +126,7 @@ def test_train_and_fetch_reach_their_modules(fakes, capsys, tmp_path):
     assert call(capsys, "train", "a-flow", "--replace")[0] == 0
     assert fakes[1][1]["replace"] is True and fakes[1][1]["out"] == Path("runs")
     assert call(capsys, "train", "a-flow", "--store")[0] == 0 and fakes[2][1]["out"] is None
+    assert call(capsys, "train", "a-flow", "--data", "mine")[0] == 0 and fakes[3][1]["pictures"] == "mine"
     assert call(capsys, "data", "fetch", "mnist")[:2] == (0, "mnist: mnist/a.gz\n")
     assert call(capsys, "data", "list")[:2] == (0, "digits: free\nmnist: free\n")
     assert call(capsys, "data", "fetch", "digits")[:2] == (0, "digits: embedded, nothing to fetch\n")

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from companion._support import count, one_of
+from companion._support import count, one_of, sha256
 from companion.data import _decode, _photos
 from companion.data._dataset import Images
 from companion.data._sources import SOURCES, cache_folder, given_folder, locate
@@ -77,27 +77,30 @@ def folder(path: str | Path, split: str = "train", size: int = 32) -> Images:
     Pictures are turned as their EXIF data say; 16 bits become 8; transparent ones lie on white; grey ones are given
     three equal channels. Each is shrunk by averaging f x f pixels, f the largest whole number that leaves its shorter
     side at least five times `size`, and by 2f, and cut by sliding windows, [3, size, size], with strides of 3/4 and 1/2
-    of `size`; nearly constant windows are left out. Of the pictures in the order of their paths, the 2nd, 22nd, ... are
-    for validation, the 3rd, 23rd, ... for testing, the others for training. The first crops are one of each picture,
-    then another of each; `Images.photo` is the picture's number in the order of the paths.
+    of `size`; nearly constant windows are left out. In the order of the hashes of the pictures' paths below the folder
+    (SHA-256), the first twentieth is for validation, the last for testing, one at least, the rest for training: so
+    hardly any picture changes sides where others are added. The first crops are one of each picture, then another of
+    each; `Images.photo` is the picture's number in the order of the paths.
 
     Raises ValueError for a path that is no folder or holds no picture of the split, and, naming the file, for a picture
     that can't be read, is smaller than `size`, or where every crop of the split is nearly constant.
     """
     one_of("split", split, SPLITS)
-    size = count("size", size)
-    files = _decode.pictures_in(Path(path).expanduser())
-    split_of = {1: "validation", 2: "test"}
-    wanted = [(k, file) for k, file in enumerate(files) if split_of.get(k % 20, "train") == split]
+    size, root = count("size", size), Path(path).expanduser()
+    files = _decode.pictures_in(root)
+    n = len(files)
+    hashed = sorted(range(n), key=lambda k: sha256(files[k].relative_to(root).as_posix()))
+    first, last = max(n // 20, min(1, n - 1)), n - max(n // 20, min(1, n - 2))
+    wanted = sorted({"train": hashed[first:last], "validation": hashed[:first], "test": hashed[last:]}[split])
     if not wanted:
         raise ValueError(
-            f"path: got {path} with {len(files)} pictures; allowed: at least {SPLITS.index(split) + 1} for {split!r}"
+            f"path: got {path} with {n} pictures; allowed: at least {SPLITS.index(split) + 1} for {split!r}"
         )
-    windows = [_photos.windows(_decode.picture(file), size, file) for _, file in wanted]
-    images, photo = _photos.interleave(windows, [k for k, _ in wanted])
+    windows = [_photos.windows(_decode.picture(files[k]), size, files[k]) for k in wanted]
+    images, photo = _photos.interleave(windows, wanted)
     if not len(images):
         raise ValueError(f"path: got {path} with nearly constant pictures only; allowed: pictures that show something")
-    return Images(images, None, Path(path).name, split, photo)
+    return Images(images, None, root.resolve().name, split, photo)
 
 
 def fetch(name: str) -> list[Path]:

@@ -4,16 +4,18 @@
 it. :mod:`companion.experiments.registry` shows how an experiment's module looks.
 """
 
-from companion.experiments.arrays import named
+from companion._support import PROFILES
+from companion.experiments.arrays import Named, named
 from companion.experiments.context import Context
 from companion.experiments.parts import Outcome, Part, gather
 from companion.experiments.provenance import Provenance, resolve_device
-from companion.experiments.registry import PROFILES, experiment, names
+from companion.experiments.registry import experiment, names
 from companion.experiments.results import Result, describe, load, path, run, state, verify, verify_all
 
 __all__ = [
     "PROFILES",
     "Context",
+    "Named",
     "Outcome",
     "Part",
     "Provenance",

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from companion._support import sha256
 from companion.experiments import fingerprint, store
 from companion.experiments.arrays import named
-from companion.experiments.parts import Done, Outcome, Part, Task, check_outcome
+from companion.experiments.parts import Done, Outcome, Part, Task
 from companion.experiments.provenance import say
 from companion.experiments.workers import Runner, here
 
@@ -79,7 +79,7 @@ class Context(Part):
 
     def _claim(self, function: Callable[..., Any], item: object) -> str:
         """Name of a part, which says all of its item."""
-        words = re.sub(r'[{}"\[\]]', "", json.dumps(store.plain("item", _described(item)), ensure_ascii=False))
+        words = re.sub(r'[{}"\[\]]', "", json.dumps(item, ensure_ascii=False, allow_nan=False, default=_described))
         name = f"{function.__name__.strip('_')} {words}"
         key = f"{function.__module__} {name}"
         if key in self._names:
@@ -87,10 +87,10 @@ class Context(Part):
         self._names.add(key)
         return name
 
-    def _use(self, done: Done) -> Outcome:
+    def _use(self, done: Done) -> Done:
         self.evaluations += done.evaluations
         self.reads |= done.reads
-        return check_outcome((done.metrics, done.arrays))
+        return done
 
     def _read(self, name: str, stem: Path) -> Done | None:
         if not store.beside(stem, ".npz").exists():  # written before the JSON
@@ -115,13 +115,9 @@ class Context(Part):
 
 
 def _described(item: object) -> Any:
-    """An item as JSON holds it; of arrays, what tells them apart."""
+    """What JSON has no form for: of a dataclass its fields, of an array what tells it apart; else as in a result."""
     if isinstance(item, np.ndarray):
         return f"{item.dtype} {item.shape} {sha256(item)}"
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
-        return {field.name: _described(getattr(item, field.name)) for field in dataclasses.fields(item)}
-    if isinstance(item, Mapping):
-        return {key: _described(value) for key, value in item.items()}
-    if isinstance(item, list | tuple):
-        return [_described(value) for value in item]
-    return item
+        return vars(item)
+    return store.plain("item", item)

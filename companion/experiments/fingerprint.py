@@ -16,7 +16,7 @@ from types import CodeType
 from companion._support import sha256, store
 
 PACKAGE = Path(__file__).parents[1]
-SHARED = "companion.experiments.shared"
+MAKES_NUMBERS = {"companion.experiments.shared", "companion.experiments.problems"}
 
 
 def code(module: str) -> str:
@@ -93,7 +93,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             parts = name.split(".")
             # Python runs the packages on the way, too.
             for chain in (".".join(parts[:length]) for length in range(2, len(parts) + 1)):
-                if _path(chain) and (chain == SHARED or not _is_framework(chain)):
+                if _path(chain) and (chain in MAKES_NUMBERS or not _is_framework(chain)):
                     yield chain
 
 

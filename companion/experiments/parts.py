@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from companion._reads import recording
@@ -20,20 +19,19 @@ class Outcome:
     """What an experiment returned, or a part of one."""
 
     metrics: dict[str, Any]  # nested dict of JSON values
-    arrays: dict[str, np.ndarray]
-    named: dict[str, Named]  # those of the arrays whose axes have names, for :func:`gather`
+    arrays: dict[str, Any]  # of numpy arrays, and of Named ones
+
+    @property
+    def named(self) -> dict[str, Named]:
+        """Those of the arrays whose axes have names, for :func:`gather`."""
+        return {name: array for name, array in self.arrays.items() if isinstance(array, Named)}
 
 
 def check_outcome(value: object) -> Outcome:
     """Return what an experiment returned as an Outcome; raise ValueError where it is not (metrics, arrays)."""
     if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[0], Mapping):
         raise ValueError(f"experiment: returned {type(value).__name__}; allowed: a pair (metrics dict, arrays dict)")
-    arrays = store.check_arrays(value[1])
-    return Outcome(
-        store.plain("metrics", value[0]),
-        {name: array.values if isinstance(array, Named) else array for name, array in arrays.items()},
-        {name: array for name, array in arrays.items() if isinstance(array, Named)},
-    )
+    return Outcome(store.plain("metrics", value[0]), store.check_arrays(value[1]))
 
 
 def gather(outcomes: Iterable[Outcome], **outer: int | Iterable[Any]) -> dict[str, Named]:
@@ -75,11 +73,9 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a part returned, checked, and what it cost."""
+class Done(Outcome):
+    """What a part returned, and what it cost."""
 
-    metrics: dict[str, Any]
-    arrays: dict[str, Any]
     evaluations: int
     seconds: float
     reads: dict[str, str]
@@ -90,5 +86,5 @@ def work(task: Task) -> Done:
     part, start = Part(task.device, task.seed), time.perf_counter()
     with recording() as paths:
         outcome = check_outcome(task.function(task.settings, part, task.item))
-    seconds, arrays = time.perf_counter() - start, {**outcome.arrays, **outcome.named}
-    return Done(outcome.metrics, arrays, part.evaluations, seconds, fingerprint.reads(paths))
+    seconds = time.perf_counter() - start
+    return Done(outcome.metrics, outcome.arrays, part.evaluations, seconds, fingerprint.reads(paths))

@@ -37,20 +37,17 @@ and ``budget`` appear in the captions of figures.
 '''
 
 import dataclasses
-import difflib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from companion._support import one_of
+from companion._support import PROFILES, one_of
 from companion.experiments import store
-
-PROFILES = ("quick", "laptop", "overnight", "paper")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -132,7 +129,9 @@ def settings_dict(settings: object) -> dict[str, Any]:
 def with_changes(settings: Any, changes: Mapping[str, Any]) -> Any:
     """Settings with some values replaced by others of the same types; ValueError for a name or type they lack."""
     present = settings if isinstance(settings, Mapping) else vars(settings)
-    new = {known("setting", name, present): _like(name, value, present[name]) for name, value in changes.items()}
+    for name in changes:
+        one_of("setting", name, present)
+    new = {name: _like(name, value, present[name]) for name, value in changes.items()}
     return {**settings, **new} if isinstance(settings, Mapping) else dataclasses.replace(settings, **new)
 
 
@@ -147,16 +146,6 @@ def _like(name: str, given: Any, present: Any) -> Any:
     return given
 
 
-def known(what: str, name: str, names: Iterable[str]) -> str:
-    """Return a name that is among `names`; else raise ValueError with those, the nearest first."""
-    names = list(names)
-    if name not in names:
-        near = difflib.get_close_matches(str(name), names, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{what}: got {name!r}; {hint}allowed: {', '.join(names)}")
-    return name
-
-
 def names() -> list[str]:
     """Names of all experiments, sorted."""
     _import_all()
@@ -165,7 +154,9 @@ def names() -> list[str]:
 
 def get(name: str) -> Experiment:
     """The experiment of that name; ValueError with the known names for an unknown one."""
-    return _registered[name] if name in _registered else _registered[known("experiment", name, names())]
+    if name not in _registered:
+        one_of("experiment", name, names())
+    return _registered[name]
 
 
 @cache

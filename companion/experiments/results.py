@@ -13,20 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import numpy as np
 import torch
 
 from companion._reads import recording
-from companion._support import count, keep_freed_memory, one_of, sha256, store, writable
+from companion._support import PROFILES, count, keep_freed_memory, one_of, sha256, store, writable
 from companion.experiments import fingerprint, states
 from companion.experiments import store as files
 from companion.experiments.arrays import Axes, Named, take
 from companion.experiments.context import Context
 from companion.experiments.parts import Part, Task, check_outcome
 from companion.experiments.provenance import Provenance, device_words, resolve_device, versions
-from companion.experiments.registry import PROFILES, get, known, settings_dict, with_changes
+from companion.experiments.registry import get, settings_dict, with_changes
 from companion.experiments.workers import runner
 
 SCHEMA = 1
@@ -52,7 +52,8 @@ class Result:
 
     def axes(self, name: str) -> Axes:
         """Axes of an array in order, each with its labels; ValueError where there is no such array with named axes."""
-        return self.layout[known("array", name, self.layout)]
+        one_of("array", name, self.layout)
+        return self.layout[name]
 
     def take(self, name: str, **wanted: Any) -> np.ndarray:
         """The part of an array at the labels wanted, over the axes left.
@@ -134,7 +135,7 @@ def run(
     )
     document = {"schema": SCHEMA, "experiment": name, "profile": profile, "metrics": outcome.metrics}
     before = _whole(name, "quick", out)
-    files.write(stem, document | {"provenance": dataclasses.asdict(provenance)}, {**outcome.arrays, **outcome.named})
+    files.write(stem, document | {"provenance": dataclasses.asdict(provenance)}, outcome.arrays)
     # Kept parts would answer the next run, which is asked for to compute anew.
     shutil.rmtree(parts, ignore_errors=True)
     result = load(name, profile, out)
@@ -276,11 +277,7 @@ def _provenance(document: dict[str, Any], name: str, profile: str, out: Folder) 
     if given != (SCHEMA, name, profile):
         raise files.DamagedFile(f"{where}: holds schema {given[0]}, {given[1]} {given[2]}")
     fields = {"reads": {}, **document["provenance"]}  # results of before files were recorded have none
-    kinds = {field.name: get_origin(field.type) or field.type for field in dataclasses.fields(Provenance)}
-    if set(fields) != set(kinds):
-        raise files.DamagedFile(f"{where}: its provenance has other fields than {', '.join(kinds)}")
-    for field, kind in kinds.items():
-        value = float(fields[field]) if kind is float and type(fields[field]) is int else fields[field]
-        if type(value) is not kind:
-            raise files.DamagedFile(f"{where}: its provenance says {field} = {fields[field]!r}")
+    names = [field.name for field in dataclasses.fields(Provenance)]
+    if set(fields) != set(names):
+        raise files.DamagedFile(f"{where}: its provenance has other fields than {', '.join(names)}")
     return Provenance(**fields)

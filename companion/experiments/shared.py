@@ -1,19 +1,36 @@
-"""What the experiments share: images and priors, problems from named streams, scores on the way."""
+"""What the experiments share: images and priors, seeds, and arrays as they are stored."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 
-from companion import _reads, data, evaluate, measure, priors, recover
+from companion import _reads, data, priors
 from companion._support import generator
 from companion.experiments.arrays import Named, named
 from companion.experiments.parts import Part
 
-NOISE_NORM = 0.1  # √E‖δ‖² of Asim et al. 2020, sec. 4.2
+FLOWERS: dict[str, Any] = {"prior": "glow-flowers64", "data": "flowers", "size": 64}  # Asim et al. 2020's own set
+# The numbers of measurements in the figures of Asim et al. 2020.
+GRID = (20, 30, 50, 100, 200, 300, 400, 500, 750, 1000, 2500, 5000, 7500, 10000, 12288)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnImages:
+    """Settings of an experiment on images of one data set."""
+
+    data: str = "photos"
+    size: int = 32  # side of the images
+    images: int = 12  # held-out images reported on
+
+    def truth(self, part: Part, split: str = "test", number: int | None = None, *, spread: bool = False) -> Tensor:
+        """The images reported on, or so many of another split, as :func:`images` gives them."""
+        return images(part, self.data, split, number or self.images, self.size, spread=spread)
 
 
 def images(part: Part, name: str, split: str, number: int, size: int | None = None, *, spread: bool = False) -> Tensor:
@@ -21,9 +38,17 @@ def images(part: Part, name: str, split: str, number: int, size: int | None = No
 
     With `spread`, images at equal distances from the whole split: neighbours may be of one class or one photograph.
     """
-    every = data.load(name, split=split, size=size)
+    every = data_set(name, split, size)
     number = min(number, len(every))
     return (every[torch.arange(number) * len(every) // number] if spread else every[:number]).to(part.device)
+
+
+def data_set(name: str, split: str, size: int | None = None) -> data.Images | Tensor:
+    """All images of a split; 8×8 digits, where larger ones are wanted, fill 20 of 28 pixels, as MNIST's do."""
+    if name != "digits" or size in (None, 8):
+        return data.load(name, split, size)
+    border = (size - 20) // 2
+    return pad(interpolate(data.load(name, split)[:], size=(20, 20), mode="bilinear").clamp(0, 1), [border] * 4)
 
 
 def prior(part: Part, name: str) -> Any:
@@ -46,54 +71,6 @@ def seed_of(part: Part, *stream: str | int) -> int:
     return generator(part.seed, *stream).initial_seed()
 
 
-def compressed(
-    part: Part, truth: Tensor, m: int, draw: str | int = 0, norm: float = NOISE_NORM
-) -> tuple[measure.Problem, Tensor]:
-    """Gaussian measurements of images with √E‖δ‖² = `norm`: the problem, and y, [batch, m].
-
-    Draws differ in matrix and noise. Choose on validation images with a draw of its own ("validation").
-    """
-    seed = seed_of(part, "draw", draw)
-    problem = measure.Problem(measure.Gaussian(tuple(truth.shape[1:]), m, seed), measure.GaussianNoise.of_norm(norm, m))
-    return problem, problem.observe(truth, seed)
-
-
-def denoising(part: Part, truth: Tensor, std: float, draw: str | int = 0) -> tuple[measure.Problem, Tensor]:
-    """Noisy images: the problem, and y, [batch, C, H, W]. The same noise, scaled, for every `std`."""
-    problem = measure.Problem(measure.Identity(tuple(truth.shape[1:])), measure.GaussianNoise(std))
-    return problem, problem.observe(truth, seed_of(part, "draw", draw))
-
-
-def restarted(
-    part: Part, prior: Any, operator: measure.Operator, y: Tensor, gamma: float = 0.0, *, restarts: int, budget: int
-) -> recover.Result:
-    """Bora et al. 2017, eq. 4, by a generator: all restarts together within the budget, each from its own start."""
-    each, seed = budget // restarts, seed_of(part, "restarts")
-    return recover.gan_latent(prior, operator, y, gamma, restarts=restarts, seed=seed, max_evaluations=each)
-
-
-def watch_psnr(truth: Tensor) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """For a solver's `watch`: the PSNR of every iterate, as "psnr" in its trace."""
-    return {"psnr": lambda x, z: evaluate.psnr(torch.nan_to_num(x), truth)}
-
-
-def choose(
-    part: Part,
-    options: Sequence[Any],
-    solve: Callable[[Any], recover.Result],
-    truth: Tensor,
-    score: Callable[[Tensor, Tensor], Tensor] = evaluate.psnr,
-) -> tuple[int, np.ndarray]:
-    """Index of the option with the best mean score on validation images, and all scores, [options, images].
-
-    A single option is not tried, and its scores are NaN.
-    """
-    if len(options) == 1:
-        return 0, np.full((1, len(truth)), np.nan)
-    scores = np.stack([score(part.count(solve(option)).x, truth).cpu().numpy() for option in options])
-    return int(scores.mean(1).argmax()), scores
-
-
 def as_bytes(x: Tensor) -> np.ndarray:
     """Images, clipped to [0, 1], as 8-bit values."""
     return (x.detach().clamp(0, 1) * 255).round().byte().cpu().numpy()
@@ -110,3 +87,8 @@ def numpy(x: Tensor, digits: int | None = None) -> np.ndarray:
     """Numbers for a result, rounded to so many digits."""
     values = x.detach().cpu().numpy()
     return values if digits is None else values.round(digits)
+
+
+def by_image(values: Mapping[str, Tensor], digits: int | None = None) -> dict[str, Named]:
+    """Numbers of each image, [batch] each, for a result."""
+    return {name: named(numpy(value, digits), image=len(value)) for name, value in values.items()}

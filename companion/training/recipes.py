@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from companion import _support, data
+from companion._support import PROFILES
 from companion.priors import GAN, VAE, Glow, Prior, RealNVP, save
 from companion.priors.checkpoint import read_tensors
 from companion.priors.networks import count_parameters
@@ -21,7 +22,6 @@ from companion.training.loop import fit
 from companion.training.schedule import LearningCurve, Schedule
 from companion.training.state import as_pixels, averaged
 
-PROFILES = ("quick", "laptop", "overnight", "paper")
 _QUICK: dict[str, Any] = dict(steps=20, warm_up=5, checkpoint_every=10, validate_every=20, patience=None)
 
 
@@ -156,8 +156,12 @@ def train_recipe(
     replace: bool = False,
     start: str | Path | None = None,
     export: bool = False,
+    pictures: str | Path | None = None,
 ) -> Path:
     """Train the prior `name` with the budget of `profile`; returns the path of its checkpoint.
+
+    With `pictures`, a folder, on those instead of the recipe's data (:func:`companion.data.folder`), as
+    ``NAME-FOLDER.safetensors`` in a folder `out` of the caller's.
 
     The file goes to the folder `out` (default: the package's store, where :func:`companion.priors.load` finds it). The
     state of the running training lies beside it as ``NAME.PROFILE.training`` until then: started again, the command
@@ -165,41 +169,49 @@ def train_recipe(
     averaged weights that the running state holds become the checkpoint. Under ``torchrun --nproc-per-node N -m
     companion.cli train NAME`` the processes share each batch, and on CUDA each has its own GPU.
 
-    Raises ValueError for an unknown name or profile, for a folder that cannot be written, and, unless `replace`, where
-    the store's checkpoint is of a larger profile.
+    Raises ValueError for an unknown name or profile, for a folder that cannot be written, for pictures with a prior of
+    greyscale images or without `out`, and, unless `replace`, where the store's checkpoint is of a larger profile.
     """
     _support.one_of("prior", name, recipe_names())
     _support.one_of("profile", profile, PROFILES)
     folder = Path(out) if out else _support.store() / "checkpoints"
     _support.writable("out", folder)  # asked before the work, so that no training ends with nowhere to go
-    path, running = folder / f"{name}.safetensors", folder / f"{name}.{profile}.training"
+    if not out and pictures is not None:
+        raise ValueError("out: got none for a prior of other pictures than the store's; allowed: your own folder")
     if not out and not replace:
-        _keep_larger(name, profile, path)
+        _keep_larger(name, profile, folder / f"{name}.safetensors")
     recipe = RECIPES[name]
-    splits = ("train", "validation", "test")
-    train, validation, test = (data.load(recipe.data, split, recipe.size).images for split in splits)
     model, schedule = recipe.build(profile)
+    read, licence = partial(data.load, recipe.data), data.licence(recipe.data)
+    if pictures is not None:
+        if model.shape[0] != 3:
+            raise ValueError(f"pictures: got some for {name}, a prior of grey images; allowed: with a colour one")
+        read, licence = partial(data.folder, pictures), "that of the pictures; not known here"
+    train, validation, test = (read(split, recipe.size) for split in data.SPLITS)
+    stem = name if pictures is None else f"{name}-{train.name}"
+    path, running = folder / f"{stem}.safetensors", folder / f"{stem}.{profile}.training"
     criterion = recipe.criterion()
+    source = train.name if pictures is None else f"the folder {train.name}"
     sides = f" at {recipe.size}×{recipe.size}" if recipe.size else ""
     facts = {
-        "name": name,
+        "name": stem,
         "profile": profile,
-        "data": f"{recipe.data}, training split, {len(train)} images{sides}",
-        "licence of the data": data.licence(recipe.data),
+        "data": f"{source}, training split, {len(train)} images{sides}",
+        "licence of the data": licence,
         "settings": asdict(schedule),
         "seed": schedule.seed,
     }
     if export:
         model = averaged(running)
         curve = LearningCurve(**read_tensors(running)[1]["progress"]["curve"])
-        return save(model, path, facts | _card(model, criterion, curve, model.card["step"], test))
+        return save(model, path, facts | _card(model, criterion, curve, model.card["step"], test.images))
     with distributed.process_group(device) as own_device:
         curve = fit(
             model,
             train,
             criterion,
             schedule,
-            validation=_spread(validation, 500),
+            validation=_spread(validation.images, 500),
             checkpoint=running,
             start=start,
             device=own_device,
@@ -208,7 +220,7 @@ def train_recipe(
 
         def store() -> Path:
             steps = curve.validated[-1] if curve.stopped_early else schedule.steps
-            save(model.cpu(), path, facts | _card(model, criterion, curve, steps, test))
+            save(model.cpu(), path, facts | _card(model, criterion, curve, steps, test.images))
             running.unlink(missing_ok=True)
             return path
 

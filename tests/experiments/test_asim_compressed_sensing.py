@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch.nn import functional as F
 
 from companion import data, evaluate, experiments, measure, priors, recover
-from companion.experiments import shared
+from companion.experiments import problems, shared
 from companion.experiments.arrays import take
 from companion.experiments.asim import compressed_sensing as cs
 from companion.experiments.context import Context
@@ -71,7 +72,7 @@ def test_options_are_the_best_on_validation_images(photos):
 def test_no_method_spends_more_than_the_budget(photos):
     learned = take("evaluations", photos[1]["evaluations"], {"method": ["glow", "gan", "vae"]})
     assert learned.max() <= TINY.budget
-    problem, y = shared.compressed(PART, data.load("photos", split="test", size=32)[:1], 40)
+    problem, y = problems.compressed(PART, data.load("photos", split="test", size=32)[:1], 40)
     for restarts in TINY.restarts:
         found = cs._solve(TINY, PART, "vae", problem.operator, y, 0, gamma=0.01, restarts=restarts)
         assert TINY.budget // 2 < int(found.evaluations) <= TINY.budget
@@ -86,7 +87,7 @@ def test_estimates_of_a_generator_do_not_leave_its_range(photos):
 
 def test_single_searches_are_restarts_one_by_one(photos):
     energies = take("energy", photos[1]["starts energy"], {"method": "vae"})
-    problem, y = shared.compressed(PART, data.load("photos", split="test", size=32)[:2], 160)
+    problem, y = problems.compressed(PART, data.load("photos", split="test", size=32)[:2], 160)
     seed, vae = shared.seed_of(PART, "start", 1), priors.load("vae-photos32")
     end = recover.gan_latent(vae, problem.operator, y, TINY.gammas[0], restarts=1, seed=seed, max_evaluations=3)
     np.testing.assert_allclose(end.energy, energies[1], rtol=1e-4)
@@ -114,7 +115,7 @@ def test_the_flow_that_starts_at_the_estimate_of_the_vae_does_no_worse_than_it()
     assert settings.options("vae-glow") == {"restarts": (2,), "gamma": settings.gammas}
     vae = priors.load("vae-mnist")
     x = vae.sample(2, seed=1).clamp(0, 1)
-    problem, y = shared.compressed(PART, x, 60)
+    problem, y = problems.compressed(PART, x, 60)
     operator = problem.operator
     first = recover.gan_latent(vae, operator, y, 0.01, restarts=2, seed=7, max_evaluations=15)
     both = cs._solve(settings, PART, "vae-glow", operator, y, 7, gamma=0.01, restarts=2)
@@ -127,3 +128,10 @@ def test_what_was_published_can_be_laid_over_our_flowers():
     stored = experiments.load("asim.compressed-sensing-flowers")
     published, ours = stored.axes("published psnr"), stored.axes("psnr")
     assert set(published["method"]) < set(ours["method"]) and set(ours["m"]) <= set(published["m"])
+
+
+def test_digits_fill_the_frame_of_mnists():
+    small = data.load("digits", split="test")[:3, 0].numpy()
+    grown = ndimage.zoom(small, (1, 2.5, 2.5), order=1, mode="nearest", grid_mode=True)
+    large = shared.data_set("digits", "test", 28)[:3, 0]
+    np.testing.assert_allclose(large.numpy(), np.pad(grown, ((0, 0), (4, 4), (4, 4))), atol=1e-6)

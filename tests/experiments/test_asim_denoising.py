@@ -8,7 +8,7 @@ import torch
 from skimage import restoration
 
 from companion import data, evaluate, priors
-from companion.experiments import registry, shared
+from companion.experiments import problems, registry, shared
 from companion.experiments.arrays import take
 from companion.experiments.asim import denoising, latent_norms
 from companion.experiments.context import Context
@@ -78,7 +78,7 @@ def test_the_path_ends_at_the_score(outcome):
 def test_weights_are_multiples_of_the_noise_and_total_variation_agrees_with_scikit_image():
     part = Part(torch.device("cpu"), 0)
     truth = shared.images(part, "photos", "test", 2, 32)
-    problem, y = shared.denoising(part, truth, 0.1)
+    problem, y = problems.denoising(part, truth, 0.1)
     search = denoising.Search("photos", 0.1, "tv", 2.0, 1)
     ours = denoising._estimate(TINY, part, problem.operator, y, search).x  # weight 0.2 beside squared residuals
     for mine, noisy in zip(ours, y, strict=True):
@@ -126,7 +126,7 @@ def test_moves_follow_the_derivative_of_the_flow(flow, answer):
 def test_noisy_images_are_scored_one_by_one(flow):
     part = Part(torch.device("cpu"), 0)
     x = data.load("photos", "test", size=32)[:2].double()
-    _, y = shared.denoising(part, x, 0.1)
+    _, y = problems.denoising(part, x, 0.1)
     found = latent_norms._score(replace(MOVES, images=2), part, 0.1)[1]
     z, log_det = flow.encode_with_log_det(y)
     np.testing.assert_allclose(found["norm"].values, z.norm(dim=1))

@@ -59,8 +59,8 @@ def test_imports_are_followed_with_the_packages_on_the_way():
     assert imported == {"companion.recover", "companion.evaluate", "companion.energy"}
     deep = fingerprint.examine("def f():\n    from companion.recover.gaussian import gaussian_map\n")[1]
     assert deep == {"companion.recover", "companion.recover.gaussian"}
-    framework = "from companion.experiments import shared, context\nimport companion\n"
-    assert fingerprint.examine(framework)[1] == {"companion.experiments.shared"}
+    framework = "from companion.experiments import problems, shared, context\nimport companion\n"
+    assert fingerprint.examine(framework)[1] == fingerprint.MAKES_NUMBERS
 
 
 def copied(tmp_path, monkeypatch):
@@ -74,7 +74,8 @@ def copied(tmp_path, monkeypatch):
 
 def codes():
     fingerprint._examined.cache_clear()
-    return {name: fingerprint.code(f"companion.experiments.{name}") for name in ("asim.image_space", "asim.planar")}
+    names = ("asim.image_space", "asim.planar", "hand.typicality")
+    return {name: fingerprint.code(f"companion.experiments.{name}") for name in names}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,8 @@ def codes():
         ("energy.py", '"""', '"""Once more: ', set()),
         ("priors/realnvp.py", "self.", "self .", set()),
         ("experiments/context.py", "def map", "def mapped", set()),
-        ("experiments/shared.py", "* 255", "* 256", {"asim.image_space"}),
+        ("experiments/shared.py", "* 255", "* 256", {"asim.image_space", "hand.typicality"}),
+        ("experiments/problems.py", "NOISE_NORM = 0.1", "NOISE_NORM = 0.2", {"asim.image_space"}),
         ("__init__.py", "0.1.0", "9.9.9", set()),
     ],
 )

@@ -22,7 +22,7 @@ def test_every_experiment_of_the_package_is_found_and_says_what_it_is():
 def test_unknown_name_says_what_is_near_and_what_is_known():
     for call in (experiments.run, experiments.load, experiments.describe, registry.get):
         with pytest.raises(
-            ValueError, match=r"experiment: got 'test\.tniy'; did you mean test\.tiny\? allowed: asim"
+            ValueError, match=r"experiment: got 'test\.tniy'; allowed: asim.* \(did you mean test\.tiny\?\)$"
         ) as caught:
             call("test.tniy")
         assert "\n" not in str(caught.value)
@@ -57,7 +57,7 @@ def test_malformed_declarations_are_refused(name, profiles, says):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"image": 3}, "setting: got 'image'; did you mean images"),
+        ({"image": 3}, r"setting: got 'image'; allowed: .* \(did you mean images\?\)$"),
         ({"images": "3"}, "images: got '3'; allowed: int, as 2"),
         ({"images": 2.5}, r"images: got 2\.5; allowed: int"),
         ({"images": True}, "images: got True; allowed: int"),

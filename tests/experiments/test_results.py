@@ -155,9 +155,6 @@ def test_result_in_another_results_place_is_refused(tmp_path):
     ("change", "says"),
     [
         (lambda origin: origin.pop("seed"), "its provenance has other fields"),
-        (lambda origin: origin.update(wall_seconds="fast"), "its provenance says wall_seconds = 'fast'"),
-        (lambda origin: origin.update(seed=True), "its provenance says seed = True"),
-        (lambda origin: origin.update(settings=[1]), r"its provenance says settings = \[1\]"),
     ],
 )
 def test_other_provenance_is_refused(tmp_path, change, says):
@@ -288,7 +285,7 @@ def test_axes_are_read_by_name(tmp_path):
         (lambda: result.take("spread", m=5), r"m: got 5; allowed: 4, 8, 16$"),
         (lambda: result.take("spread", image=2), r"image: got 2; allowed: 0 to 1$"),
         (lambda: result.take("spread", n=2), r"axis: got 'n' of 'spread'; allowed: m, image$"),
-        (lambda: result.take("spred", m=4), r"array: got 'spred'; did you mean spread\? allowed: spread$"),
+        (lambda: result.take("spred", m=4), r"array: got 'spred'; allowed: spread \(did you mean spread\?\)$"),
         (lambda: result.axes("file"), r"array: got 'file'; allowed: spread$"),
         (lambda: named(np.zeros((2, 3)), m=[1, 2]), r"axes: got m=2 for an array of shape \(2, 3\)"),
         (lambda: named(np.zeros(2), m=[1, 1]), r"m: got labels \[1, 1\]; allowed: each once"),
@@ -409,7 +406,7 @@ def test_part_returns_the_same_whether_computed_or_read(tmp_path):
     computed, read = (each.map(values, [{"m": 1, "x": np.arange(3)}], "parts")[0] for each in contexts)
     assert computed.metrics == read.metrics == {"m": [1, 2.5]}
     assert list(computed.arrays) == list(read.arrays)
-    np.testing.assert_array_equal(computed.arrays["a"], read.arrays["a"])
+    np.testing.assert_array_equal(computed.named["a"].values, read.named["a"].values)
     assert read.named["a"].axes == {"m": ["x", "y", "z"]}
     assert [each.evaluations for each in contexts] == [5, 5]
 

@@ -2,7 +2,8 @@
 
 One comparison, registered for four data sets. A method meets, for every m, the same A, noise and images as all others;
 its options are chosen on validation images and other measurements; it spends at most the same number of evaluations on
-an image, restarts included.
+an image, restarts included. The quick profiles need no download: with the priors of each set, they take photographs, or
+digits in the frame of MNIST's.
 """
 
 from collections.abc import Callable
@@ -15,11 +16,7 @@ import torch
 from torch import Tensor
 
 from companion import evaluate, measure, recover
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 
 CLASSICAL: dict[str, Callable[..., recover.Result]] = {
     "lasso-dct": partial(recover.lasso, basis="dct"),
@@ -42,16 +39,13 @@ PUBLISHED_FLOWERS = named(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(shared.OnImages):
     """Sizes of the comparison; by default of photographs, profile laptop."""
 
-    data: str = "photos"
-    size: int = 32  # side of the images
     # checkpoint of each learned method
     priors: dict[str, str] = field(
         default_factory=lambda: {"glow": "glow-photos32", "gan": "gan-photos32", "vae": "vae-photos32"}
     )
-    images: int = 12  # held-out images reported on
     seeds: int = 3  # draws of the matrix, of the noise and of the generators' starts
     measurements: tuple[int, ...] = (154, 307, 614, 922, 1229, 1536)  # numbers of measurements m
     budget: int = 400  # gradient evaluations allowed for one image, the same for every method
@@ -114,8 +108,6 @@ _FLOWERS = Settings(
     spread=True,
     pictures=0,
 )
-# The grid of the paper's figures.
-_GRID = (20, 30, 50, 100, 200, 300, 400, 500, 750, 1000, 2500, 5000, 7500, 10000, 12288)
 
 
 def _tiny(settings: Settings, *measurements: int) -> Settings:
@@ -134,7 +126,7 @@ def _tiny(settings: Settings, *measurements: int) -> Settings:
         "quick": _tiny(_PHOTOS, 307, 614),
         "laptop": _PHOTOS,
         "paper": Settings(
-            size=64, priors={"glow": "glow-photos64"}, seeds=1, measurements=_GRID, budget=600, pictures=2
+            size=64, priors={"glow": "glow-photos64"}, seeds=1, measurements=shared.GRID, budget=600, pictures=2
         ),
     },
 )
@@ -148,7 +140,7 @@ def photos(settings: Settings, context: Context) -> tuple[dict, dict]:
     paper="Bora et al. 2017; Asim et al. 2020",
     shows="Bora et al. Fig. 1a; Asim et al. Fig. 4 left in kind",
     profiles={
-        "quick": _tiny(_MNIST, 50, 200),
+        "quick": _tiny(replace(_MNIST, data="digits"), 50, 200),
         "laptop": _MNIST,
         "paper": replace(
             _MNIST, images=300, measurements=(10, *_MNIST.measurements), budget=1000, restarts=(1, 4, 10), tuned_on=32
@@ -165,7 +157,7 @@ def mnist(settings: Settings, context: Context) -> tuple[dict, dict]:
     paper="Asim et al. 2020",
     shows="Fig. 4 left in kind",
     profiles={
-        "quick": _tiny(_EUROSAT, 307, 614),
+        "quick": _tiny(replace(_EUROSAT, data="photos"), 307, 614),
         "laptop": _EUROSAT,
         "paper": replace(_EUROSAT, images=100, measurements=_PHOTOS.measurements, budget=600),
     },
@@ -180,25 +172,15 @@ def eurosat(settings: Settings, context: Context) -> tuple[dict, dict]:
     paper="Asim et al. 2020",
     shows="Fig. 31",
     profiles={
-        "quick": _tiny(_FLOWERS, 500),
+        "quick": _tiny(replace(_FLOWERS, data="photos"), 500),
         "laptop": _FLOWERS,
-        "paper": replace(_FLOWERS, measurements=_GRID, budget=600, tuned_on=8, weights=_PHOTOS.weights),
+        "paper": replace(_FLOWERS, measurements=shared.GRID, budget=600, tuned_on=8, weights=_PHOTOS.weights),
     },
 )
 def flowers(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers flowers at 64×64, the paper's own data set, from m measurements; stores scores alone, no photographs."""
     metrics, arrays = compare(settings, context)
     return metrics, arrays | {"published psnr": PUBLISHED_FLOWERS}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A method on all test images, for one draw, with the options chosen for it."""
-
-    m: int
-    draw: int
-    method: str
-    option: dict[str, float]
 
 
 def compare(settings: Settings, context: Context) -> tuple[dict, dict]:
@@ -209,11 +191,12 @@ def compare(settings: Settings, context: Context) -> tuple[dict, dict]:
     "starts psnr" and "starts energy" of single searches; and as bytes, unless `pictures` is 0, recovered and truth.
     """
     ms, methods = settings.measurements, settings.methods
+    truth = settings.truth(context, spread=settings.spread)
     choices = context.map(_choose, [(m, name) for name in methods for m in ms], "options")
     tuned = {name: choices[k * len(ms) : (k + 1) * len(ms)] for k, name in enumerate(methods)}
     chosen = {name: [outcome.metrics for outcome in outcomes] for name, outcomes in tuned.items()}
     trials = [
-        Trial(m, draw, name, chosen[name][place])
+        (m, draw, name, chosen[name][place])
         for place, m in enumerate(ms)
         for draw in range(settings.seeds)
         for name in methods
@@ -222,20 +205,16 @@ def compare(settings: Settings, context: Context) -> tuple[dict, dict]:
     arrays = gather(solved, m=ms, draw=settings.seeds, method=methods)
     del arrays["recovered"]
     if settings.pictures:
-        first = [outcome for trial, outcome in zip(trials, solved, strict=True) if trial.draw == 0]
+        first = [outcome for (_, draw, *_), outcome in zip(trials, solved, strict=True) if draw == 0]
         arrays["recovered"] = gather(first, m=ms, method=methods)["recovered"]
-        arrays["truth"] = shared.pictures(_images(settings, context, "test", settings.images))
+        arrays["truth"] = shared.pictures(truth)
     for name, outcomes in tuned.items():
         arrays |= {f"validation {name}": array for array in gather(outcomes, m=ms).values()}
     if settings.generators:
         arrays |= gather(context.map(_explore, settings.generators, "generators"), method=settings.generators)
     means = arrays["psnr"].values.mean((1, 3)).round(4)  # [m, methods]
     mean_psnr = dict(zip(methods, means.T.tolist(), strict=True))
-    return {"n": _images(settings, context, "test", 1)[0].numel(), "chosen": chosen, "mean psnr": mean_psnr}, arrays
-
-
-def _images(settings: Settings, part: Part, split: str, number: int) -> Tensor:
-    return shared.images(part, settings.data, split, number, settings.size, spread=settings.spread)
+    return {"n": truth[0].numel(), "chosen": chosen, "mean psnr": mean_psnr}, arrays
 
 
 def _solve(
@@ -266,10 +245,10 @@ def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict
     axes = settings.options(method)
     options = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     number = settings.tuned_on if method in CLASSICAL else settings.learned_on
-    truth = _images(settings, part, "validation", number)
-    problem, y = shared.compressed(part, truth, m, "validation")
+    truth = settings.truth(part, "validation", number, spread=settings.spread)
+    problem, y = problems.compressed(part, truth, m, "validation")
     seed = shared.seed_of(part, "draw", "validation")
-    best, scores = shared.choose(
+    best, scores = problems.choose(
         part, options, lambda option: _solve(settings, part, method, problem.operator, y, seed, **option), truth
     )
     if len(options) == 1:
@@ -278,15 +257,16 @@ def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict
     return options[best], {"psnr": named(scores.round(3).reshape(*shape, -1), **axes, image=len(truth))}
 
 
-def _solve_trial(settings: Settings, part: Part, trial: Trial) -> tuple[dict, dict]:
-    truth = _images(settings, part, "test", settings.images)
-    problem, y = shared.compressed(part, truth, trial.m, trial.draw)
-    seed = shared.seed_of(part, "draw", trial.draw)
-    found = part.count(_solve(settings, part, trial.method, problem.operator, y, seed, **trial.option))
+def _solve_trial(settings: Settings, part: Part, trial: tuple[int, int, str, dict[str, Any]]) -> tuple[dict, dict]:
+    """A method on all test images, for one draw, with the options chosen for it."""
+    m, draw, method, option = trial
+    truth = settings.truth(part, spread=settings.spread)
+    problem, y = problems.compressed(part, truth, m, draw)
+    seed = shared.seed_of(part, "draw", draw)
+    found = part.count(_solve(settings, part, method, problem.operator, y, seed, **option))
     scores = {"psnr": evaluate.psnr(found.x, truth), "ssim": evaluate.ssim(found.x, truth)}
-    arrays = {key: named(values.cpu(), image=len(truth)) for key, values in scores.items()}
-    arrays["evaluations"] = named(found.evaluations.cpu(), image=len(truth))
-    return {}, arrays | {"recovered": shared.pictures(found.x[: settings.pictures])}
+    scores["evaluations"] = found.evaluations
+    return {}, shared.by_image(scores) | {"recovered": shared.pictures(found.x[: settings.pictures])}
 
 
 def _explore(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
@@ -294,13 +274,13 @@ def _explore(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
 
     The single searches have the first weight, 0 in the larger profiles.
     """
-    prior, truth = shared.prior(part, settings.priors[name]), _images(settings, part, "test", settings.images)
+    prior, truth = shared.prior(part, settings.priors[name]), settings.truth(part, spread=settings.spread)
     identity, limit = measure.Identity(tuple(truth.shape[1:])), settings.budget
     restarts, seed = settings.range_restarts, shared.seed_of(part, "range")
     nearest = part.count(
         recover.gan_latent(prior, identity, truth, restarts=restarts, seed=seed, max_evaluations=limit)
     )
-    problem, y = shared.compressed(part, truth, settings.starts_m)
+    problem, y = problems.compressed(part, truth, settings.starts_m)
     options: dict[str, Any] = {"restarts": 1, "max_evaluations": limit // 4}
     seeds = [shared.seed_of(part, "start", start) for start in range(settings.starts)]
     ends = [

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from companion import evaluate, recover
-from companion.experiments import shared
-from companion.experiments.arrays import Named, named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Named, Part, experiment, gather, named, problems, shared
 from companion.recover.run import Watch
 
 Weights = Mapping[str, tuple[float, ...]]
@@ -151,7 +147,7 @@ def denoising(settings: Settings, context: Context) -> tuple[dict, dict]:
         for name in methods:
             stored[f"{name} validation psnr"] = gather([choices[data, std, name] for std in stds], std=stds)["psnr"]
         truth = shared.images(context, data, "test", settings.images, family.size)
-        noisy = torch.stack([shared.denoising(context, truth, std)[1] for std in stds])
+        noisy = torch.stack([problems.denoising(context, truth, std)[1] for std in stds])
         scores = np.stack([evaluate.psnr(y, truth).numpy() for y in noisy])
         shown = noisy[:, : settings.shown]
         stored |= {
@@ -169,20 +165,20 @@ def _choose(settings: Settings, part: Part, point: tuple[str, float, str]) -> tu
     """The weight of a method at a noise level, and the PSNR of all validation images with each."""
     family, weights = settings.family(point[0]), settings.family(point[0]).weights[point[2]]
     truth = shared.images(part, family.data, "validation", settings.tuned_on, family.size, spread=True)
-    problem, y = shared.denoising(part, truth, point[1], "validation")
+    problem, y = problems.denoising(part, truth, point[1], "validation")
 
     def solve(weight: float) -> recover.Result:
         return _estimate(settings, part, problem.operator, y, Search(*point, weight, settings.budget))
 
-    best, scores = shared.choose(part, weights, solve, truth)
+    best, scores = problems.choose(part, weights, solve, truth)
     return {"weight": weights[best]}, {"psnr": named(scores, weight=weights, image=len(truth))}
 
 
 def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     """One search for all held-out images; NaN for latents and paths of methods that have none."""
     truth = shared.images(part, search.data, "test", settings.images, settings.family(search.data).size)
-    problem, y = shared.denoising(part, truth, search.std)
-    found = part.count(_estimate(settings, part, problem.operator, y, search, shared.watch_psnr(truth)))
+    problem, y = problems.denoising(part, truth, search.std)
+    found = part.count(_estimate(settings, part, problem.operator, y, search, problems.watch_psnr(truth)))
     evaluations = range(1, search.budget + 1)
     path = found.at("psnr", evaluations).mean(1) if "psnr" in found.trace else torch.full((search.budget,), torch.nan)
     norm = torch.full((len(truth),), torch.nan) if found.z is None else found.z.norm(dim=1)
@@ -208,7 +204,7 @@ def _estimate(
     prior = shared.prior(part, settings.family(search.data).priors[method.split()[0]])
     options: dict[str, Any] = {"max_evaluations": search.budget, "watch": watch}
     if method in ("gan", "vae"):
-        return shared.restarted(part, prior, operator, y, weight, restarts=settings.restarts, budget=search.budget)
+        return problems.restarted(part, prior, operator, y, weight, restarts=settings.restarts, budget=search.budget)
     if method == "glow likelihood":
         return recover.flow_image(prior, operator, y, weight, x0=y, **options)
     if method == "glow from noisy":  # finding the start costs a pass, too

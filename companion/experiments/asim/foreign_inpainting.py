@@ -8,12 +8,8 @@ import torch
 from torch import Tensor
 
 from companion import evaluate, measure, recover
-from companion.experiments import shared
-from companion.experiments.arrays import named
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 from companion.experiments.asim.image_sets import image_set
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +66,7 @@ def _observed(
     shape = shared.prior(part, settings.priors[0][1]).shape
     truth, mask = image_set(name, number, shape, split).to(part.device), measure.masks.centre(shape).to(part.device)
     operator = measure.Mask(mask)
-    noise = measure.GaussianNoise.of_norm(shared.NOISE_NORM, operator.output_shape[0])
+    noise = measure.GaussianNoise.of_norm(problems.NOISE_NORM, operator.output_shape[0])
     return truth, operator, ~mask, measure.Problem(operator, noise).observe(truth, shared.seed_of(part, split))
 
 
@@ -79,7 +75,7 @@ def _choose(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     truth, operator, hidden, y = _observed(settings, part, name, settings.tuned_on, "validation")
     solve = partial(recover.tv, operator, y, max_iterations=settings.iterations)
     score = partial(evaluate.psnr, where=hidden)
-    best, _ = shared.choose(part, settings.weights, lambda weight: solve(weight=weight), truth, score)
+    best, _ = problems.choose(part, settings.weights, lambda weight: solve(weight=weight), truth, score)
     return {"weight": settings.weights[best]}, {}
 
 
@@ -91,7 +87,7 @@ def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict
     found = {"glow": recover.flow_latent(shared.prior(part, flow[1]), operator, y, max_evaluations=settings.budget)}
     for kind, checkpoint in generators:
         prior = shared.prior(part, checkpoint)
-        found[kind] = shared.restarted(part, prior, operator, y, restarts=settings.restarts, budget=settings.budget)
+        found[kind] = problems.restarted(part, prior, operator, y, restarts=settings.restarts, budget=settings.budget)
     for result in found.values():
         part.count(result)
     found["tv"] = recover.tv(operator, y, weight=weight, max_iterations=settings.iterations)

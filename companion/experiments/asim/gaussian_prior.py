@@ -9,21 +9,14 @@ import torch
 from torch import Tensor
 
 from companion import _support, data, evaluate, recover
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(shared.OnImages):
     """Sizes of the comparison, as in asim.compressed-sensing."""
 
-    data: str = "photos"
-    size: int = 32
     mirror: bool = True  # whether the covariance is that of the training images and their mirror images
-    images: int = 12
     seeds: int = 3
     measurements: tuple[int, ...] = (154, 307, 614, 922, 1229, 1536)
     tuned_on: int = 8
@@ -44,7 +37,7 @@ class Settings:
             data="flowers",
             size=64,
             seeds=1,
-            measurements=(20, 30, 50, 100, 200, 300, 400, 500, 750, 1000, 2500, 5000, 7500, 10000, 12288),
+            measurements=shared.GRID,
             floors=(0.0, 0.003, 0.01, 0.03),
         ),
     },
@@ -54,8 +47,7 @@ def gaussian_prior(settings: Settings, context: Context) -> tuple[dict, dict]:
     arrays = gather(context.map(_recover, settings.measurements, "measurements"), m=settings.measurements)
     variances = _gaussian(settings, context.device, 0.0)[0].square().sum(0).cpu().numpy()
     arrays["variances"] = named(variances, component=range(1, len(variances) + 1))
-    truth = shared.images(context, settings.data, "test", settings.images, settings.size)
-    return {"n": len(variances)}, arrays | {"truth": shared.pictures(truth)}
+    return {"n": len(variances)}, arrays | {"truth": shared.pictures(settings.truth(context))}
 
 
 @lru_cache(maxsize=4)
@@ -68,18 +60,18 @@ def _recover(settings: Settings, part: Part, m: int) -> tuple[dict, dict]:
     """PSNR and ‖x̂ − x‖² for the images, and ‖x̂ − x‖² for as many draws from the Gaussian itself, for each draw of A."""
 
     def solve(a: Any, y: Tensor, floor: float) -> recover.Result:
-        return recover.gaussian_map(a, y, *_gaussian(settings, part.device, floor), shared.NOISE_NORM / math.sqrt(m))
+        return recover.gaussian_map(a, y, *_gaussian(settings, part.device, floor), problems.NOISE_NORM / math.sqrt(m))
 
-    tuning = shared.images(part, settings.data, "validation", settings.tuned_on, settings.size)
-    tuned, y = shared.compressed(part, tuning, m, "validation")
-    best, _ = shared.choose(part, settings.floors, lambda floor: solve(tuned.operator, y, floor), tuning)
+    tuning = settings.truth(part, "validation", settings.tuned_on)
+    tuned, y = problems.compressed(part, tuning, m, "validation")
+    best, _ = problems.choose(part, settings.floors, lambda floor: solve(tuned.operator, y, floor), tuning)
     floor = settings.floors[best]
-    truth = shared.images(part, settings.data, "test", settings.images, settings.size)
+    truth = settings.truth(part)
     factor, mean = _gaussian(settings, part.device, floor)
     own = mean + (_support.normal((len(truth), len(factor)), part.seed, factor, "own") @ factor.mT).view_as(truth)
     both, psnr, errors, recovered = torch.cat([truth, own.to(truth)]), [], [], []
     for draw in range(settings.seeds):
-        problem, y = shared.compressed(part, truth, m, draw)
+        problem, y = problems.compressed(part, truth, m, draw)
         drawn = problem.noise.sample(problem.operator(own.to(truth)), shared.seed_of(part, "own", draw))
         x = solve(problem.operator, torch.cat([y, drawn]), floor).x
         psnr.append(evaluate.psnr(x[: len(truth)], truth))

@@ -7,21 +7,14 @@ import numpy as np
 import torch
 
 from companion import energy, evaluate, measure, recover
-from companion.experiments import shared
-from companion.experiments.arrays import Named, named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Named, Part, experiment, gather, named, problems, shared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(shared.OnImages):
     """Sizes of the comparison."""
 
     prior: str = "glow-photos32"
-    data: str = "photos"
-    size: int = 32
-    images: int  # held out
     budget: int  # evaluations for one image, the same in every space
     measurements: tuple[int, ...] = (307, 1229)  # numbers m, with √E‖δ‖² = 0.1
     image_gammas: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)  # weights of −log p(x); in latent space γ = 0
@@ -65,10 +58,7 @@ class Search:
         "quick": Settings(images=2, budget=20, noisy_m=614, **_TINY),
         "laptop": Settings(images=6, budget=100, noisy_m=1229),
         "paper": Settings(
-            prior="glow-flowers64",
-            data="flowers",
-            size=64,
-            images=12,
+            **shared.FLOWERS,
             budget=600,
             measurements=(500, 1000, 2500, 5000),
             image_gammas=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
@@ -84,13 +74,13 @@ def image_space(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs by search over latents, over pixels, or over both in turn, at equal evaluations."""
     searches = _searches(settings)
     outcomes = context.map(_solve, searches, "searches")
-    truth = shared.images(context, settings.data, "test", settings.images, settings.size)
+    truth = settings.truth(context)
     listed = [
         {"problem": search.problem, "space": search.space, "gamma": search.gamma, "start": search.start}
         | outcome.metrics
         for search, outcome in zip(searches, outcomes, strict=True)
     ]
-    observed = [evaluate.psnr(shared.denoising(context, truth, std)[1], truth).numpy() for std in settings.stds]
+    observed = [evaluate.psnr(problems.denoising(context, truth, std)[1], truth).numpy() for std in settings.stds]
     arrays: dict[str, Named] = gather(outcomes, search=map(str, searches))
     arrays["observed psnr"] = named(np.stack(observed), std=settings.stds, image=len(truth))
     arrays["truth"] = shared.pictures(truth)
@@ -117,14 +107,14 @@ def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     In space "both", the first half of the budget goes to latents with γ = 0, the other to the image that they lead to.
     """
     prior = shared.prior(part, settings.prior)
-    truth = shared.images(part, settings.data, "test", settings.images, settings.size)
+    truth = settings.truth(part)
     if search.kind == "std":
-        problem, y = shared.denoising(part, truth, search.value)
+        problem, y = problems.denoising(part, truth, search.value)
     elif search.kind == "m":
-        problem, y = shared.compressed(part, truth, int(search.value))
+        problem, y = problems.compressed(part, truth, int(search.value))
     else:
-        problem, y = shared.compressed(part, truth, settings.noisy_m, norm=search.value)
-    stages, budget, watch = [], settings.budget, shared.watch_psnr(truth)
+        problem, y = problems.compressed(part, truth, settings.noisy_m, norm=search.value)
+    stages, budget, watch = [], settings.budget, problems.watch_psnr(truth)
     x0 = y if search.start == "noisy image" else None
     if search.space != "image":
         spend = budget // 2 if search.space == "both" else budget

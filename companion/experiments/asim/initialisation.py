@@ -9,21 +9,14 @@ import torch
 from torch import Tensor
 
 from companion import evaluate, priors, recover
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(shared.OnImages):
     """Sizes of the comparison."""
 
     prior: str = "glow-photos32"
-    data: str = "photos"
-    size: int = 32
-    images: int = 12  # held-out images reported on
     tuned_on: int  # validation images, measured by the same A, on which a weight is chosen for each start
     m: int = 1229  # number of measurements, with √E‖δ‖² = 0.1
     budget: int  # evaluations for one image, the same for every start and weight
@@ -49,9 +42,7 @@ class Settings:
             tuned_on=3, budget=150, gammas=(0.0, 0.01, 0.1, 0.25, 1.0), norms=(0.0, 5.0, 20.0, 40.0, 60.0)
         ),
         "paper": Settings(
-            prior="glow-flowers64",
-            data="flowers",
-            size=64,
+            **shared.FLOWERS,
             tuned_on=4,
             m=5000,
             budget=600,
@@ -104,14 +95,13 @@ def starting_latents(
 
 def _images(settings: Settings, part: Part) -> Tensor:
     """Test images, then validation images."""
-    splits = {"test": settings.images, "validation": settings.tuned_on}
-    return torch.cat([shared.images(part, settings.data, *split, settings.size) for split in splits.items()])
+    return torch.cat([settings.truth(part), settings.truth(part, "validation", settings.tuned_on)])
 
 
 def _problem(settings: Settings, part: Part, name: str) -> tuple[Any, Any, Tensor, Tensor, Tensor]:
     """Prior, operator, measurements and true images, and the latents of the start of that name."""
     prior, truth = shared.prior(part, settings.prior), _images(settings, part)
-    problem, y = shared.compressed(part, truth, settings.m)
+    problem, y = problems.compressed(part, truth, settings.m)
     with torch.no_grad():
         z0 = starting_latents(settings, prior, problem.operator, y, truth, name, part.seed)
     return prior, problem.operator, y, truth, z0
@@ -141,7 +131,7 @@ def _search(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[di
     every = range(1, settings.budget + 1)
     paths = {f"{key} path": found.at(key, every)[:, :n].mean(1) for key in ("length", "energy")}
     return {"validation psnr": float(psnr[n:].mean())}, {
-        **{key: named(value[:n].cpu(), image=n) for key, value in values.items()},
+        **shared.by_image({key: value[:n] for key, value in values.items()}),
         **{key: named(path, evaluation=every) for key, path in paths.items()},
         "recovered": shared.pictures(found.x[:2]),
     }

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from companion import _support, evaluate, measure, recover
-from companion.experiments import shared
-from companion.experiments.arrays import Named, named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Named, Part, experiment, gather, named, problems, shared
 
 MASKS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
     "centre": measure.masks.centre,
@@ -30,13 +26,10 @@ NORMAL_STD, FILL_STD, GENERATOR_STD = 0.7, 0.2, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(shared.OnImages):
     """Sizes of the comparison; the priors, trained on the same images, are (kind, checkpoint), the flow's first."""
 
     priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
-    data: str = "photos"
-    size: int = 32
-    images: int = 12  # held-out images reported on
     budget: int = 120  # evaluations for one image, the same for every model
     iterations: int = 2000  # of total variation, each some hundred times cheaper than an evaluation of a model
     gammas: tuple[float, ...] = (0.0, 0.01, 0.05, 0.25, 1.0)  # weights of ‖z‖, for the flow and the generators
@@ -87,7 +80,7 @@ def inpainting(settings: Settings, context: Context) -> tuple[dict, dict]:
         arrays |= {f"gan {key}": generator[key] for key in ("psnr", "hidden psnr")}
     for mask, outcome in zip(settings.spread_masks, spread, strict=True):
         arrays |= {f"{mask} {key}": array for key, array in outcome.named.items()}
-    truth = shared.images(context, settings.data, "test", settings.images, settings.size)
+    truth = settings.truth(context)
     hidden = {name: round(float((~of(truth.shape[1:])).double().mean()), 5) for name, of in MASKS.items()}
     metrics = {
         "hidden share": hidden,
@@ -116,7 +109,7 @@ def start_image(how: str, truth: Tensor, mask: Tensor, seed: int) -> Tensor:
 
 def _problem(settings: Settings, part: Part, name: str, split: str, number: int) -> tuple[Tensor, measure.Mask, Tensor]:
     """The first images of a split, of validation images from all over it; their mask, and which pixels it hides."""
-    truth = shared.images(part, settings.data, split, number, settings.size, spread=split == "validation")
+    truth = settings.truth(part, split, number, spread=split == "validation")
     mask = MASKS[name](tuple(truth.shape[1:])).to(part.device)
     return truth, measure.Mask(mask), ~mask
 
@@ -131,7 +124,7 @@ def _search(settings: Settings, part: Part, item: tuple[str, str, float]) -> tup
         z0 = recover.start(model, y, how, NORMAL_STD if kind == "glow" else GENERATOR_STD, part.seed)
     else:
         z0 = model.encode(start_image(how, truth, ~hidden, part.seed))
-    watch = shared.watch_psnr(truth) | {
+    watch = problems.watch_psnr(truth) | {
         "hidden psnr": lambda x, z: evaluate.psnr(torch.nan_to_num(x), truth, hidden),
         "length": lambda x, z: torch.linalg.vector_norm(z.double(), dim=1).cpu(),
     }
@@ -146,10 +139,8 @@ def _search(settings: Settings, part: Part, item: tuple[str, str, float]) -> tup
 
 
 def _scores(x: Tensor, truth: Tensor, hidden: Tensor) -> dict[str, Named]:
-    return {
-        "psnr": named(evaluate.psnr(x, truth).numpy().round(3), image=len(truth)),
-        "hidden psnr": named(evaluate.psnr(x, truth, hidden).numpy().round(3), image=len(truth)),
-    }
+    scores = {"psnr": evaluate.psnr(x, truth), "hidden psnr": evaluate.psnr(x, truth, hidden)}
+    return shared.by_image(scores, digits=3)
 
 
 def _fill(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, dict]:
@@ -170,7 +161,7 @@ def _fill(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, 
 
     tuning, operator, hidden = _problem(settings, part, name, "validation", settings.tuned_on)
     score = partial(evaluate.psnr, where=hidden)
-    best, _ = shared.choose(part, weights, lambda weight: solve(tuning, weight), tuning, score)
+    best, _ = problems.choose(part, weights, lambda weight: solve(tuning, weight), tuning, score)
     truth, _, _ = _problem(settings, part, name, "test", settings.images)
     x = part.count(solve(truth, weights[best])).x
     return {}, _scores(x, truth, hidden) | {"weight": named(weights[best]), "recovered": shared.pictures(x[:3])}

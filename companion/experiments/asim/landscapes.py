@@ -8,24 +8,17 @@ import torch
 from torch import Tensor
 
 from companion import _support, evaluate, measure, recover
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, shared
 
 WAYS = ("random", "natural")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(shared.OnImages):
     """Sizes of the study."""
 
     flow: str = "glow-photos32"
     gan: str = "gan-photos32"  # "" for none
-    data: str = "photos"
-    size: int = 32
-    images: int = 12  # held-out images whose landscapes are looked at
     measurements: tuple[int, ...] = (307, 3072, 1229)  # without noise; planes and searches use the last
     directions: int = 8  # lines through each latent, of each kind, that reach as far as the latent is long
     steps: int = 20  # points on each side of the middle of lines and planes
@@ -77,7 +70,7 @@ def landscapes(settings: Settings, context: Context) -> tuple[dict, dict]:
     arrays = gather(context.map(_cut, kinds, "cuts"), kind=[f"{model}, {way}" for model, way, _ in kinds])
     arrays |= gather(context.map(_pixel_steps, WAYS, "steps in image space"), way=WAYS)
     arrays |= gather(context.map(_search, models, "searches"), model=models)
-    truth = _images(settings, context)
+    truth = settings.truth(context)
     return {"n": truth[0].numel()}, arrays | {"truth": shared.pictures(truth[:3])}
 
 
@@ -120,13 +113,9 @@ def directions(way: str, centre: Tensor, number: int, seed: int) -> Tensor:
     return rays / rays.norm(dim=2, keepdim=True) * centre.norm(dim=1)[:, None, None]
 
 
-def _images(settings: Settings, part: Part) -> Tensor:
-    return shared.images(part, settings.data, "test", settings.images, settings.size)
-
-
 def _middle(settings: Settings, part: Part, model: str) -> tuple[dict, dict]:
     """The model's latent of each image: the flow's own, or the GAN's best for the measurements."""
-    prior, truth = shared.prior(part, getattr(settings, model)), _images(settings, part)
+    prior, truth = shared.prior(part, getattr(settings, model)), settings.truth(part)
     if model == "flow":
         return {}, {"z": prior.encode(truth).cpu().numpy()}
     a = measure.Gaussian(prior.shape, settings.measurements[-1], part.seed)
@@ -138,7 +127,7 @@ def _middle(settings: Settings, part: Part, model: str) -> tuple[dict, dict]:
 def _cut(settings: Settings, part: Part, item: tuple[str, str, np.ndarray]) -> tuple[dict, dict]:
     """Energies along lines through the latents of all images; energy and ‖z‖ over planes through the first."""
     model, way, middle = item
-    truth, offsets = _images(settings, part), np.linspace(-1, 1, 2 * settings.steps + 1)
+    truth, offsets = settings.truth(part), np.linspace(-1, 1, 2 * settings.steps + 1)
     t, centre = torch.from_numpy(offsets).to(truth), torch.from_numpy(middle).to(truth)
     rays = directions(way, centre, settings.directions, part.seed)
     z = centre[:, None, None] + t[:, None] * rays[:, :, None]
@@ -174,7 +163,7 @@ def _energies(
 @torch.no_grad()
 def _pixel_steps(settings: Settings, part: Part, way: str) -> tuple[dict, dict]:
     """By how much −log p, the misfit and ‖z‖ rise with steps in image space, from every image in several directions."""
-    flow, truth = shared.prior(part, settings.flow), _images(settings, part)
+    flow, truth = shared.prior(part, settings.flow), settings.truth(part)
     a, steps = measure.Gaussian(flow.shape, settings.measurements[-1], part.seed), torch.tensor(settings.pixel_steps)
     rays = directions(way, truth.flatten(1), settings.directions, shared.seed_of(part, "pixels"))
     rays = rays / rays.norm(dim=2, keepdim=True) * truth[0].numel() ** 0.5  # a pixel changes by 1, root mean square
@@ -194,7 +183,7 @@ def _pixel_steps(settings: Settings, part: Part, way: str) -> tuple[dict, dict]:
 
 def _search(settings: Settings, part: Part, model: str) -> tuple[dict, dict]:
     """Where searches from random latents end."""
-    some = _images(settings, part)[: settings.searched].repeat_interleave(settings.starts, 0)
+    some = settings.truth(part)[: settings.searched].repeat_interleave(settings.starts, 0)
     prior = shared.prior(part, getattr(settings, model))
     a = measure.Gaussian(prior.shape, settings.measurements[-1], part.seed)
     y = a(some)

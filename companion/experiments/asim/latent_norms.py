@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 from companion import _support, priors
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 
 # Asim et al. 2020, Fig. 51 (a Glow for CelebA faces at 64×64, n = 12,288): mean ‖Δx‖ over 80 moves towards another
 # face's latent and over 120 moves in random directions, at eight of the twenty lengths ‖Δz‖ that they publish.
@@ -24,12 +20,10 @@ ANSWERS, WAYS = ("dx", "dz"), ("natural", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(shared.OnImages):
     """Which images are moved, and how far."""
 
     prior: str = "glow-photos32"
-    data: str = "photos"
-    size: int = 32
     images: int = 95  # held-out images, at most; fewer where the split has fewer
     stds: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)  # of the noise in each pixel
     # lengths of the moves, ‖Δz‖ in latent space and ‖Δx‖ in image space
@@ -43,13 +37,7 @@ class Settings:
     profiles={
         "quick": Settings(images=8, stds=(0.01, 0.1), distances=(0.01, 0.8)),
         "laptop": Settings(),
-        "paper": Settings(
-            prior="glow-flowers64",
-            data="flowers",
-            size=64,
-            images=1000,
-            distances=(*PUBLISHED["dz"], 1.6, 3.2, 6.4, 12.8),
-        ),
+        "paper": Settings(images=1000, distances=(*PUBLISHED["dz"], 1.6, 3.2, 6.4, 12.8), **shared.FLOWERS),
     },
 )
 def latent_norms(settings: Settings, context: Context) -> tuple[dict, dict]:
@@ -62,8 +50,7 @@ def latent_norms(settings: Settings, context: Context) -> tuple[dict, dict]:
 
 def _loaded(settings: Settings, part: Part) -> tuple[priors.Flow, Tensor]:
     """Flow and images in double precision: moves of 0.01 of vectors of thousands of entries drown in rounding else."""
-    flow = priors.load(settings.prior, part.device, torch.float64)
-    return flow, shared.images(part, settings.data, "test", settings.images, settings.size).double()
+    return priors.load(settings.prior, part.device, torch.float64), settings.truth(part).double()
 
 
 @torch.no_grad()
@@ -71,11 +58,11 @@ def _score(settings: Settings, part: Part, std: float) -> tuple[dict, dict]:
     """‖z‖, and −log p(x) in nats, of images with the same noise at each level."""
     flow, x = _loaded(settings, part)
     if std:
-        x = shared.denoising(part, x, std)[1]
+        x = problems.denoising(part, x, std)[1]
     part.count_evaluations(len(x))
     found = [(flow.encode(some).norm(dim=1), -flow.log_prob(some)) for some in x.split(50)]
-    norm, nats = (torch.cat(values).cpu().numpy() for values in zip(*found, strict=True))
-    return {}, {"norm": named(norm, image=len(x)), "nats": named(nats, image=len(x))}
+    norm, nats = (torch.cat(values) for values in zip(*found, strict=True))
+    return {}, shared.by_image({"norm": norm, "nats": nats})
 
 
 @torch.no_grad()

@@ -9,11 +9,7 @@ from torch import Tensor
 
 from companion import _support, measure, priors, recover
 from companion.energy import Energy, LatentNorm, NoiseMisfit
-from companion.experiments import shared
-from companion.experiments.arrays import Named, named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Named, Part, experiment, gather, named, shared
 from companion.recover.gaussian import gaussian_map
 
 

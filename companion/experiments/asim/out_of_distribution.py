@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from companion import evaluate, measure, recover
-from companion.experiments import shared
-from companion.experiments.arrays import Named, collect, named
+from companion.experiments import Context, Named, Part, experiment, gather, named, problems, shared
+from companion.experiments.arrays import collect
 from companion.experiments.asim.image_sets import image_set
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
 from companion.recover.run import Watch
 
 CLASSICAL = ("tv", "lasso-dct")
@@ -141,12 +138,12 @@ def _choose(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict
     family, m = settings.family(item[0]), item[1]
     shape = shared.prior(part, family.flow).shape
     truth = image_set(family.sets[0], settings.tuned_on, shape, "validation").to(part.device)
-    problem, y = shared.compressed(part, truth, m, "validation")
+    problem, y = problems.compressed(part, truth, m, "validation")
     best = {}
     for method in CLASSICAL:
         searches = [Search(family.flow, m, family.sets[0], method, weight) for weight in settings.weights]
         solve = partial(_estimate, settings, part, problem.operator, y)
-        best[method] = settings.weights[shared.choose(part, searches, solve, truth)[0]]
+        best[method] = settings.weights[problems.choose(part, searches, solve, truth)[0]]
     return best, {}
 
 
@@ -154,9 +151,9 @@ def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     """One method on one set, scored against truth and measurements; NaN for what only a search by the flow has."""
     flow = shared.prior(part, search.flow)
     truth = image_set(search.set, settings.images, flow.shape).to(part.device)
-    problem, y = shared.compressed(part, truth, search.m)
+    problem, y = problems.compressed(part, truth, search.m)
     points = settings.checkpoints
-    found = part.count(_estimate(settings, part, problem.operator, y, search, shared.watch_psnr(truth)))
+    found = part.count(_estimate(settings, part, problem.operator, y, search, problems.watch_psnr(truth)))
     norm = bits = torch.full((len(truth),), torch.nan)
     paths = {key: torch.full((len(points), len(truth)), torch.nan) for key in ("psnr", "residual")}
     if search.method in SEARCHES:
@@ -164,12 +161,11 @@ def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
         bits = flow.pixels.bits_per_dim(log_prob, flow.latent_dim)
         paths = {"psnr": found.at("psnr", points), "residual": found.at("energy", points).clamp(min=0).sqrt()}
     ended = sum(not reason.startswith("stopped after") for reason in found.reason)
+    scores = {"psnr": evaluate.psnr(found.x, truth), "residual": (problem.operator(found.x) - y).norm(dim=1)}
+    scores |= {"estimate norm": norm, "estimate bits": bits}
     return {}, {
-        "psnr": named(evaluate.psnr(found.x, truth).numpy(), image=len(truth)),
-        "residual": named(shared.numpy((problem.operator(found.x) - y).norm(dim=1).double()), image=len(truth)),
+        **shared.by_image({key: score.double() for key, score in scores.items()}),
         "ended": named(ended),  # of the images, by themselves
-        "estimate norm": named(shared.numpy(norm.double()), image=len(truth)),
-        "estimate bits": named(shared.numpy(bits.double()), image=len(truth)),
         "recovered": shared.pictures(found.x[settings.shown]),
         **{
             f"{key} path": named(shared.numpy(path.float()), evaluation=points, image=len(truth))
@@ -188,7 +184,7 @@ def _estimate(
         return recover.tv(operator, y, **options) if method == "tv" else recover.lasso(operator, y, "dct", **options)
     if method not in SEARCHES:
         prior = shared.prior(part, dict(settings.family(search.flow).generators)[method])
-        return shared.restarted(part, prior, operator, y, restarts=settings.restarts, budget=budget)
+        return problems.restarted(part, prior, operator, y, restarts=settings.restarts, budget=budget)
     flow, z0 = shared.prior(part, search.flow), None
     if method == "grey":
         z0 = flow.encode(torch.full((1, *flow.shape), 0.5).to(y)).expand(len(y), -1).clone()
@@ -211,7 +207,7 @@ def _score(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict,
         "plain norm": plain.norm(dim=1),
         "round trip": (flow.decode(plain) - truth).flatten(1).abs().amax(1),
     }
-    arrays = {key: named(shared.numpy(score.double()), image=number) for key, score in scores.items()}
+    arrays = shared.by_image({key: score.double() for key, score in scores.items()})
     arrays["truth"] = shared.pictures(truth[settings.shown])
     if family.generators:
         some, identity = truth[: settings.images], measure.Identity(flow.shape)

@@ -11,10 +11,7 @@ from torch import Tensor
 
 from companion import priors, recover, training
 from companion._support import generator
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named
 from companion.experiments.results import Result
 from companion.measure.base import LinearOperator
 

@@ -10,11 +10,7 @@ from torch import Tensor
 
 from companion import evaluate, priors, recover
 from companion.energy import Energy, SquaredMisfit
-from companion.experiments import shared
-from companion.experiments.arrays import Named, named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Named, Part, experiment, gather, named, problems, shared
 from companion.measure.base import Operator
 
 METHODS = ("lbfgs", "joint", "adam")
@@ -24,13 +20,10 @@ EVERY = 10  # evaluations between two points of a stored path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(shared.OnImages):
     """Sizes of the comparison."""
 
     prior: str = "glow-photos32"
-    data: str = "photos"
-    size: int = 32
-    images: int = 12  # held-out images reported on
     measurements: tuple[int, ...]  # numbers m, with √E‖δ‖² = 0.1
     budget: int = 600  # evaluations for one image, the same for every solver
     batch: int = 6  # images in one joint tensor of the published scheme
@@ -52,10 +45,8 @@ _TINY: dict[str, Any] = {"images": 2, "budget": 20, "batch": 2, "learning_rates"
         "quick": Settings(measurements=(307,), tuned_at=307, looks=(10,), **_TINY),
         "laptop": Settings(measurements=(307, 614, 1229), tuned_at=614),
         "paper": Settings(
-            prior="glow-flowers64",
-            data="flowers",
-            size=64,
-            measurements=(20, 30, 50, 100, 200, 300, 400, 500, 750, 1000, 2500, 5000, 7500, 10000, 12288),
+            **shared.FLOWERS,
+            measurements=shared.GRID,
             tuned_on=6,
             tuned_at=2500,
         ),
@@ -111,8 +102,8 @@ def joint_lbfgs(
 
 def _problem(settings: Settings, part: Part, m: int, split: str, number: int) -> tuple[Operator, Tensor, Tensor]:
     """Operator, measurements and true images."""
-    truth = shared.images(part, settings.data, split, number, settings.size)
-    problem, y = shared.compressed(part, truth, m, 0 if split == "test" else split)
+    truth = settings.truth(part, split, number)
+    problem, y = problems.compressed(part, truth, m, 0 if split == "test" else split)
     return problem.operator, y, truth
 
 
@@ -154,7 +145,7 @@ def _compare(settings: Settings, part: Part, item: tuple[int, float]) -> tuple[d
     """
     m, rate = item
     operator, y, truth = _problem(settings, part, m, "test", settings.images)
-    watch = shared.watch_psnr(truth) | {"length": lambda x, z: z.norm(dim=1)}
+    watch = problems.watch_psnr(truth) | {"length": lambda x, z: z.norm(dim=1)}
     joint = _joint(settings, part, operator, y, truth)
     lbfgs = _search(settings, part, operator, y, settings.budget, watch=watch)
     adam = _search(settings, part, operator, y, settings.budget, watch=watch, method="adam", learning_rate=rate)
@@ -163,8 +154,7 @@ def _compare(settings: Settings, part: Part, item: tuple[int, float]) -> tuple[d
     iterations = (lbfgs.trace["evaluations"].diff(dim=0) > 0).sum(0)
     arrays = {
         "first": named(np.where(met.any(0), met.argmax(0) + 1, -1), image=len(truth)),
-        "spent": named(lbfgs.evaluations.cpu(), image=len(truth)),
-        "converged": named(lbfgs.converged.cpu(), image=len(truth)),
+        **shared.by_image({"spent": lbfgs.evaluations, "converged": lbfgs.converged}),
         "evaluations per iteration": named(round(float((lbfgs.evaluations.cpu() / iterations).mean()), 3)),
     }
     for name in TRACES:

@@ -6,11 +6,7 @@ import torch
 from torch import Tensor
 
 from companion import evaluate, measure, priors, recover
-from companion.experiments import shared
-from companion.experiments.arrays import Named, named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Named, Part, experiment, gather, named, shared
 
 
 @dataclass(frozen=True, kw_only=True)

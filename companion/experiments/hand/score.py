@@ -6,11 +6,7 @@ import torch
 from torch import Tensor
 
 from companion import _support, priors
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, shared
 
 SPLITS = ("train", "test")
 

@@ -4,14 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from companion import _support, data, priors
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part
-from companion.experiments.registry import experiment
+from companion import _support, priors
+from companion.experiments import Context, Part, experiment, named, shared
 
 PRIORS = {"drawings": "glow-mnist", "photographs": "glow-photos32"}
 SHOWN = 3  # examples of each family that are stored
@@ -88,11 +83,6 @@ def families(flow: priors.Flow, sets: tuple[str, ...], number: int, seed: int) -
 
 
 def _load(name: str, split: str, shape: tuple[int, ...]) -> Tensor:
-    """Images of a set in [0, 1]; 8×8 digits are enlarged to the frame of MNIST's, 20 of 28 pixels."""
-    if name == "digits":
-        x = data.load(name, split)[:]
-        border = (shape[-1] - 20) // 2
-        return F.pad(F.interpolate(x, size=(20, 20), mode="bilinear").clamp(0, 1), [border] * 4)
     # every tenth image or so: neighbours in a split may be crops of one photograph
-    images = data.load(name, split, size=shape[-1])
+    images = shared.data_set(name, split, shape[-1])
     return images[:: max(1, len(images) // 1000)]
