@@ -35,6 +35,19 @@ class Identity(LinearOperator):
         return y.clone()
 
 
+class Scaling(LinearOperator):
+    """A = factor · I: every pixel is measured, brighter or darker (Whang et al. 2020, sec. 5.4.1: 0.5)."""
+
+    def __init__(self, shape: Sequence[int], factor: float, domain: str = "image") -> None:
+        self.factor = _support.number("factor", factor)
+        super().__init__(shape, shape, domain)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+    apply_adjoint = apply
+
+
 class Mask(LinearOperator):
     """Inpainting: the pixels under the mask, and only those, as one vector [batch, m].
 
