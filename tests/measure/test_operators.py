@@ -44,7 +44,10 @@ OPERATORS = {
         lambda shape, seed: measure.Downsample((shape[0], 3 * shape[1], 3 * shape[2]), 3),
         lambda shape, seed: measure.Downsample(shape, 1),
     ],
-    measure.Scaling: [lambda shape, seed: measure.Scaling(shape, 0.5 - seed)],
+    measure.Scaling: [
+        lambda shape, seed: measure.Scaling(shape, 0.5 - seed),
+        lambda shape, seed: measure.Scaling(shape, torch.arange(1.0, 1 + shape[2], device="cpu")),
+    ],
     measure.Composition: [
         lambda shape, seed: measure.Composition(measure.SaturatingCamera(shape), measure.Scaling(shape, 0.7)),
         lambda shape, seed: measure.Composition(
@@ -347,6 +350,7 @@ def test_apply_lets_nan_through_where_a_call_refuses_it():
         ),
         (lambda: measure.SaturatingCamera((1, 2, 2), -1), "exposure: got -1"),
         (lambda: measure.Scaling((1, 2, 2), torch.inf), "factor: got inf"),
+        (lambda: measure.Scaling((1, 2, 2), torch.ones(3)), r"factor: got shape \(3,\); allowed: broadcasts to"),
         (lambda: measure.Identity((1, 2, 2))(torch.rand(1, 2, 2)), "x: got shape"),
         (lambda: measure.Identity((1, 2, 2))(torch.rand(0, 1, 2, 2)), "x: got shape"),
         (lambda: measure.Identity((1, 2, 2))(torch.ones(1, 1, 2, 2, dtype=torch.int64)), "x: got torch.int64"),
