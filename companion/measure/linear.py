@@ -52,7 +52,8 @@ class Scaling(LinearOperator):
     def apply(self, x: Tensor) -> Tensor:
         return self.factor.to(x.dtype).to(x.device) * x
 
-    apply_adjoint = apply
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        return self.apply(y)
 
 
 class Mask(LinearOperator):

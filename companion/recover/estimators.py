@@ -117,18 +117,16 @@ def flow_map(
     Raises ValueError for wrong shapes, NaN, or options out of range.
     """
     energy = Energy(prior, NoiseMisfit(problem, y), FlowLikelihood(beta), space)
-    operator, noise = problem.operator, problem.noise
     if isinstance(start, Tensor):
         return minimise(energy, _checked_start(energy, start), method, **options)
-    exact = gaussian is not None and isinstance(operator, LinearOperator) and isinstance(noise, IndependentNoise)
-    how = str(_support.one_of("start", start or ("gaussian" if exact else "zero"), MAP_STARTS))
+    exact = _gaussian_estimate(problem, y, gaussian) if start in (None, "gaussian") else None
+    how = str(_support.one_of("start", start or ("zero" if exact is None else "gaussian"), MAP_STARTS))
+    if how == "gaussian" and exact is None:
+        raise ValueError("start: got 'gaussian'; allowed: with a Gaussian prior, linear operator and normal noise only")
 
     def latents(restart: int) -> Tensor:
-        if how == "gaussian":
-            if not exact:
-                raise ValueError("start: got 'gaussian' without a Gaussian prior, a linear operator and normal noise")
-            std = noise.std_map(operator.output_shape)
-            return ImagePoint(prior, gaussian_map(operator, y - noise.mean, *gaussian, std).x).z
+        if exact is not None:
+            return ImagePoint(prior, exact).z
         if how == "y":
             return ImagePoint(prior, _support.batch_of("y", y, prior.shape)).z
         return initial(prior, y, how, seed=seed, restart=restart)
@@ -137,6 +135,15 @@ def flow_map(
     with torch.no_grad():
         starts = [z if space == "z" else prior.decode(z) for z in map(latents, range(tries))]
     return reduce(_better, (minimise(energy, variable, method, **options) for variable in starts))
+
+
+def _gaussian_estimate(problem: Problem, y: Tensor, gaussian: tuple[Tensor, Tensor] | None) -> Tensor | None:
+    """The most likely images under a Gaussian prior, [batch, *shape]; None where there is no closed form."""
+    operator, noise = problem.operator, problem.noise
+    if gaussian is None or not isinstance(operator, LinearOperator) or not isinstance(noise, IndependentNoise):
+        return None
+    factor, mean = gaussian
+    return gaussian_map(operator, y - noise.mean, factor, mean, noise.std_map(operator.output_shape)).x
 
 
 def gan_latent(

@@ -99,7 +99,7 @@ def test_an_image_is_found_alone_as_in_its_batch():
     ("options", "message"),
     [
         ({"start": "mean"}, "start: got 'mean'; allowed: gaussian, zero, y, normal"),
-        ({"start": "gaussian"}, "start: got 'gaussian' without a Gaussian prior"),
+        ({"start": "gaussian"}, "start: got 'gaussian'; allowed: with a Gaussian prior"),
         ({"start": "y"}, r"y: got shape \(3, 7\)"),
         ({"start": "normal", "restarts": 0}, "restarts: got 0"),
         ({"start": normal(3, 11)}, "z0: got shape"),
