@@ -3,7 +3,8 @@
 from companion.measure import masks
 from companion.measure.base import LinearOperator, Operator, check_adjoint
 from companion.measure.elliptic import EllipticPDE
-from companion.measure.linear import Blur, Downsample, Gaussian, Identity, Mask, PerImage
+from companion.measure.flow_noise import FlowNoise
+from companion.measure.linear import Blur, Downsample, Gaussian, Identity, Mask, PerImage, Scaling
 from companion.measure.noise import (
     AdditiveNoise,
     GaussianNoise,
@@ -12,29 +13,37 @@ from companion.measure.noise import (
     PoissonGaussianNoise,
     RadialNoise,
     SinusoidalNoise,
+    WidenedNoise,
 )
+from companion.measure.nonlinear import Composition, LinearComposition, PhaseRetrieval, SaturatingCamera, SignOf
 from companion.measure.problem import Problem
-from companion.measure.sign import SignOf
 
 __all__ = [
     "AdditiveNoise",
     "Blur",
+    "Composition",
     "Downsample",
     "EllipticPDE",
+    "FlowNoise",
     "Gaussian",
     "GaussianNoise",
     "Identity",
     "IndependentNoise",
+    "LinearComposition",
     "LinearOperator",
     "Mask",
     "Noise",
     "Operator",
     "PerImage",
+    "PhaseRetrieval",
     "PoissonGaussianNoise",
     "Problem",
     "RadialNoise",
+    "SaturatingCamera",
+    "Scaling",
     "SignOf",
     "SinusoidalNoise",
+    "WidenedNoise",
     "check_adjoint",
     "masks",
 ]

@@ -35,6 +35,27 @@ class Identity(LinearOperator):
         return y.clone()
 
 
+class Scaling(LinearOperator):
+    """A = diag(factor): every pixel is measured, brighter or darker (Whang et al. 2020, sec. 5.4.1: 0.5).
+
+    `factor` is a number, or a tensor that broadcasts to one image, cast to the images' dtype.
+    """
+
+    def __init__(self, shape: Sequence[int], factor: float | Tensor, domain: str = "image") -> None:
+        super().__init__(shape, shape, domain)
+        given = factor if isinstance(factor, Tensor) else torch.tensor(_support.number("factor", factor), device="cpu")
+        try:
+            self.factor = _plain(lambda: _support.finite("factor", given.double()).detach().expand(self.shape).clone())
+        except RuntimeError:
+            raise ValueError(f"factor: got shape {tuple(given.shape)}; allowed: broadcasts to {self.shape}") from None
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.factor.to(x.dtype).to(x.device) * x
+
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        return self.apply(y)
+
+
 class Mask(LinearOperator):
     """Inpainting: the pixels under the mask, and only those, as one vector [batch, m].
 

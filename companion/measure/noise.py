@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.measure.base import Index
+from companion.measure.base import Index, replaced
 
 
 class Noise(ABC):
@@ -82,6 +82,21 @@ class IndependentNoise(AdditiveNoise):
         mean_log = float(std.log().mean()) + 0.5 * math.log(2 * math.pi)  # each value stands for equally many entries
         scaled = (residual - self.mean) / std.to(residual.dtype).to(residual.device)
         return -0.5 * scaled.square().flatten(1).sum(1) - residual[0].numel() * mean_log
+
+
+class WidenedNoise(IndependentNoise):
+    """Another independent noise with white noise N(0, std²) added to it: what a model leaves unexplained."""
+
+    def __init__(self, noise: IndependentNoise, std: float) -> None:
+        if not isinstance(noise, IndependentNoise):
+            raise ValueError(f"noise: got {type(noise).__name__}; allowed: an IndependentNoise")
+        self.noise, self.std, self.mean = noise, _support.positive("std", std), noise.mean
+
+    def std_map(self, shape: tuple[int, ...]) -> Tensor:
+        return (self.noise.std_map(shape).square() + self.std**2).sqrt()
+
+    def select(self, index: Index) -> Self:
+        return replaced(self, noise=self.noise.select(index))
 
 
 class GaussianNoise(IndependentNoise):

@@ -13,7 +13,7 @@ from companion.priors.conditioning import GaussianConditioning, HaarConditioning
 from companion.priors.fields import GaussianField
 from companion.priors.flow import Check, Flow
 from companion.priors.gan import GAN
-from companion.priors.glow import Glow
+from companion.priors.glow import Glow, resized
 from companion.priors.linear import Linear
 from companion.priors.memory import memory_saving
 from companion.priors.points import PointFlow
@@ -41,5 +41,6 @@ __all__ = [
     "load",
     "memory_saving",
     "names",
+    "resized",
     "save",
 ]

@@ -77,6 +77,24 @@ class Glow(Flow):
         super().__init__(shape, MultiScale(shape, stages), PixelMap(pixels, bits, contraction))
 
 
+def resized(flow: Glow, shape: Sequence[int]) -> Glow:
+    """The same Glow, frozen or not as it was, for images of another height and width: a copy of the same weights.
+
+    Convolutions, scales and mixtures of channels are alike at every place, so that a flow of small crops is a density
+    on large images too, one that looks no further than its receptive field (Whang et al. 2020, sec. 5.4.5). ValueError
+    for other channels, or a size that the levels do not divide.
+    """
+    if not isinstance(flow, Glow):
+        raise ValueError(f"flow: got {type(flow).__name__}; allowed: a Glow")
+    if _support.image_shape(shape)[0] != flow.shape[0]:
+        raise ValueError(f"shape: got {tuple(shape)}; allowed: {flow.shape[0]} channels, as the flow")
+    other = Glow(**{**flow.config, "shape": tuple(shape)}).to(flow.like).train(flow.training)
+    other.load_state_dict(flow.state_dict())
+    for own, given in zip(other.parameters(), flow.parameters(), strict=True):
+        own.requires_grad_(given.requires_grad)
+    return other
+
+
 def check_image_shape(shape: Sequence[int], levels: int) -> tuple[int, int, int]:
     """Return (channels, height, width) if `levels` halvings divide it; else raise ValueError."""
     channels, height, width = _support.image_shape(shape)

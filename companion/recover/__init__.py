@@ -1,7 +1,7 @@
 """Estimates from measurements: minimisers of energies, the papers' estimators on top, and classical baselines."""
 
 from companion.recover.bm3d import bm3d
-from companion.recover.estimators import flow_image, flow_latent, gan_latent
+from companion.recover.estimators import flow_image, flow_latent, flow_map, gan_latent
 from companion.recover.gaussian import gaussian_map, gaussian_of
 from companion.recover.lasso import lasso
 from companion.recover.linear import pseudo_inverse
@@ -16,6 +16,7 @@ __all__ = [
     "bm3d",
     "flow_image",
     "flow_latent",
+    "flow_map",
     "gan_latent",
     "gaussian_map",
     "gaussian_of",

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.energy import Energy, FlowLikelihood, Generator, LatentNorm, SquaredMisfit
-from companion.measure.base import Operator
+from companion.energy import Energy, FlowLikelihood, Generator, ImagePoint, LatentNorm, NoiseMisfit, SquaredMisfit
+from companion.measure.base import LinearOperator, Operator
+from companion.measure.noise import IndependentNoise
+from companion.measure.problem import Problem
+from companion.recover.gaussian import gaussian_map
 from companion.recover.minimise import minimise
 from companion.recover.run import Result, scaling
-from companion.recover.start import start
+from companion.recover.start import start as initial
 
 
 def flow_latent(
@@ -44,7 +47,7 @@ def flow_latent(
     Raises ValueError for wrong shapes, NaN, or options out of range.
     """
     energy = Energy(prior, SquaredMisfit(operator, y), LatentNorm(gamma, squared) if gamma else None)
-    return minimise(energy, _checked_start(energy, start(prior, y) if z0 is None else z0), method, **options)
+    return minimise(energy, _checked_start(energy, initial(prior, y) if z0 is None else z0), method, **options)
 
 
 def flow_image(
@@ -65,8 +68,82 @@ def flow_image(
     energy = Energy(prior, SquaredMisfit(operator, y), FlowLikelihood(gamma), space="x")
     if x0 is None:
         with torch.no_grad():
-            x0 = prior.decode(start(prior, y))
+            x0 = prior.decode(initial(prior, y))
     return minimise(energy, _checked_start(energy, x0), method, **options)
+
+
+MAP_STARTS = ("gaussian", "zero", "y", "normal")
+
+
+def flow_map(
+    prior: Any,
+    problem: Problem,
+    y: Tensor,
+    beta: float = 1.0,
+    *,
+    space: str = "z",
+    start: str | Tensor | None = None,
+    gaussian: tuple[Tensor, Tensor] | None = None,
+    restarts: int = 1,
+    seed: int = 0,
+    method: str = "lbfgs",
+    **options: Any,
+) -> Result:
+    """Whang et al. 2020, eq. 12: the image x = G(z) that minimises −log p(y | f(x)) − β log p(x).
+
+    β = 1 is the mode of the posterior density of x; it is sought over z by default, where the search is well
+    conditioned, or over x: the same function, not the same path. For white noise N(0, σ²) it is Asim et al. 2020, eq.
+    1, with γ = 2σ²β; for a flow that preserves volume, Bora et al. 2017, eq. 4, with γ = σ²β.
+
+    Parameters
+    ----------
+    prior, problem, y
+        Flow with images of the shape of the problem's operator; and measurements, [batch, *operator.output_shape].
+    beta
+        Weight of −log p(x), >= 0; less than 1 weakens a prior that is surer than it should be.
+    space
+        "z" or "x": the variable of the search.
+    start
+        Latents [batch, n] (images for "x"), or one of: "gaussian", the exact estimate for the `gaussian` prior, of
+        linear measurements with independent normal noise; "zero", z = 0; "y", z = G⁻¹(y), for noisy images; "normal",
+        z ~ N(0, I). Default: "gaussian" where there is such an estimate, else "zero".
+    gaussian
+        Factor and mean of a Gaussian prior, from :func:`gaussian_of` of training images.
+    restarts, seed
+        Number of starts z ~ N(0, I) of "normal", of which the best in energy is kept, as in :func:`gan_latent`.
+    method, options
+        Of :func:`minimise`.
+
+    Raises ValueError for wrong shapes, NaN, or options out of range.
+    """
+    energy = Energy(prior, NoiseMisfit(problem, y), FlowLikelihood(beta), space)
+    if isinstance(start, Tensor):
+        return minimise(energy, _checked_start(energy, start), method, **options)
+    exact = _gaussian_estimate(problem, y, gaussian) if start in (None, "gaussian") else None
+    how = str(_support.one_of("start", start or ("zero" if exact is None else "gaussian"), MAP_STARTS))
+    if how == "gaussian" and exact is None:
+        raise ValueError("start: got 'gaussian'; allowed: with a Gaussian prior, linear operator and normal noise only")
+
+    def latents(restart: int) -> Tensor:
+        if exact is not None:
+            return ImagePoint(prior, exact).z
+        if how == "y":
+            return ImagePoint(prior, _support.batch_of("y", y, prior.shape)).z
+        return initial(prior, y, how, seed=seed, restart=restart)
+
+    tries = _support.count("restarts", restarts) if how == "normal" else 1
+    with torch.no_grad():
+        starts = [z if space == "z" else prior.decode(z) for z in map(latents, range(tries))]
+    return reduce(_better, (minimise(energy, variable, method, **options) for variable in starts))
+
+
+def _gaussian_estimate(problem: Problem, y: Tensor, gaussian: tuple[Tensor, Tensor] | None) -> Tensor | None:
+    """The most likely images under a Gaussian prior, [batch, *shape]; None where there is no closed form."""
+    operator, noise = problem.operator, problem.noise
+    if gaussian is None or not isinstance(operator, LinearOperator) or not isinstance(noise, IndependentNoise):
+        return None
+    factor, mean = gaussian
+    return gaussian_map(operator, y - noise.mean, factor, mean, noise.std_map(operator.output_shape)).x
 
 
 def gan_latent(
@@ -97,7 +174,7 @@ def gan_latent(
     """
     restarts, seed = _support.count("restarts", restarts), _support.count("seed", seed, least=0)
     energy = Energy(prior, SquaredMisfit(operator, y), LatentNorm(gamma, squared=True))
-    starts = (start(prior, y, "normal", scale, seed, restart) for restart in range(restarts))
+    starts = (initial(prior, y, "normal", scale, seed, restart) for restart in range(restarts))
     return reduce(_better, (minimise(energy, z0, method, **options) for z0 in starts))
 
 

@@ -50,7 +50,11 @@ def gaussian_of(images: Tensor, floor: float = 0.0, mirror: bool = False) -> tup
 
 @torch.no_grad()
 def gaussian_map(
-    operator: LinearOperator, y: Tensor, factor: Tensor, mean: Tensor | None = None, noise_std: float = 0.0
+    operator: LinearOperator,
+    y: Tensor,
+    factor: Tensor,
+    mean: Tensor | None = None,
+    noise_std: float | Tensor = 0.0,
 ) -> Result:
     """Most likely image given linear measurements y = A x + δ, when x = mean + G z, z ~ N(0, I) and δ ~ N(0, σ² I).
 
@@ -69,7 +73,8 @@ def gaussian_map(
     mean
         Of the prior, [*operator.shape]; zero if not given.
     noise_std
-        σ of the measurement noise, >= 0.
+        σ of the measurement noise, >= 0; or a tensor that broadcasts to `operator.output_shape`, each > 0, where it
+        differs from measurement to measurement (σ² I is the matrix of its squares then).
 
     Computed in float64 whatever the dtypes of the arguments; the result has y's dtype. No energy is evaluated, so
     `evaluations` are 0. The result's energy is the one above, ‖z‖² / 2 for σ = 0.
@@ -82,18 +87,18 @@ def gaussian_map(
     size = math.prod(operator.shape)
     if _support.finite("factor", factor).dim() != 2 or factor.shape[0] != size:
         raise ValueError(f"factor: got shape {tuple(factor.shape)}; allowed: [{size}, k], a row for each pixel")
-    noise_std = _support.positive("noise_std", noise_std, zero=True)
+    std = _noise_map(noise_std, operator.output_shape).to(y)
     factor = factor.detach().to(y)
     centre = y.new_zeros(operator.shape) if mean is None else _support.finite("mean", mean).to(y)
     if tuple(centre.shape) != operator.shape:
         raise ValueError(f"mean: got shape {tuple(centre.shape)}; allowed: {operator.shape}")
-    upper, basis = _decompose(operator, factor, noise_std)
+    upper, basis = _decompose(operator, factor, std.flatten())
     residual = (y - operator.forward(centre[None])).flatten(1)
     z = (basis @ torch.linalg.solve_triangular(upper.mT, residual.mT, upper=False)).mT
     x = centre + (z @ factor.mT).unflatten(1, operator.shape)
     energy = squared_norm(z) / 2
-    if noise_std:
-        energy = energy + squared_norm((operator.forward(x) - y) / noise_std) / 2
+    if std.any():
+        energy = energy + squared_norm((operator.forward(x) - y) / std) / 2
     found = torch.ones(len(y), dtype=torch.bool)
     return Result.of_one_step(x.to(like), z.to(like), energy.to(like), 0, found, ["closed form"] * len(y))
 
@@ -103,18 +108,30 @@ def _wide(value: Tensor) -> Tensor:
     return (value.cpu() if value.device.type == "mps" else value).double()
 
 
-def _decompose(operator: LinearOperator, factor: Tensor, noise_std: float) -> tuple[Tensor, Tensor]:
-    """R, [m, m], and Q, [k, m], with Mᵀ = Q R and Rᵀ R = M Mᵀ + σ² I."""
+def _noise_map(noise_std: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard deviation of each measurement, [*shape]; ValueError for one that is negative, or 0 beside others."""
+    if not isinstance(noise_std, Tensor) or noise_std.dim() == 0:
+        return torch.full(shape, float(_support.positive("noise_std", noise_std, zero=True)), dtype=torch.float64)
+    _support.positive("noise_std", float(_support.finite("noise_std", noise_std).min()))
+    try:
+        return noise_std.detach().expand(shape)
+    except RuntimeError:
+        given = tuple(noise_std.shape)
+        raise ValueError(f"noise_std: got shape {given}; allowed: one that broadcasts to {shape}") from None
+
+
+def _decompose(operator: LinearOperator, factor: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """R, [m, m], and Q, [k, m], with Mᵀ = Q R and Rᵀ R = M Mᵀ + diag(std²)."""
     columns = factor.mT.unflatten(1, operator.shape).split(COLUMNS)
     measured = torch.cat([operator.forward(part).flatten(1) for part in columns])  # Mᵀ
     latents, m = measured.shape
-    if noise_std:
-        measured = torch.cat([measured, noise_std * torch.eye(m, dtype=factor.dtype, device=factor.device)])
+    if std.any():
+        measured = torch.cat([measured, std.diag()])
     basis, upper = torch.linalg.qr(measured)
     pivots = upper.diagonal().abs()
     if len(pivots) < m or pivots.min() <= m * torch.finfo(factor.dtype).eps * pivots.max():
         raise ValueError(
-            f"noise_std: got {noise_std}, with {m} measurements that are dependent for a prior of {latents} latents; "
-            "allowed: a number > 0"
+            f"noise_std: got {float(std.min())}, with {m} measurements that are dependent for a prior of {latents} "
+            "latents; allowed: a number > 0"
         )
     return upper, basis[:latents]

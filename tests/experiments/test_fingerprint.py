@@ -81,8 +81,8 @@ def codes():
 @pytest.mark.parametrize(
     ("file", "old", "new", "changed"),
     [
-        ("energy.py", ".square()", ".abs()", {"asim.image_space", "asim.planar"}),  # an L1 norm in SquaredMisfit
-        ("energy.py", '"""', '"""Once more: ', set()),
+        ("energy/terms.py", ".square()", ".abs()", {"asim.image_space", "asim.planar"}),  # an L1 norm in SquaredMisfit
+        ("energy/terms.py", '"""', '"""Once more: ', set()),
         ("priors/realnvp.py", "self.", "self .", set()),
         ("experiments/context.py", "def map", "def mapped", set()),
         ("experiments/shared.py", "* 255", "* 256", {"asim.image_space", "hand.typicality"}),

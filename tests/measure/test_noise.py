@@ -28,6 +28,7 @@ NOISES = {
         (measure.RadialNoise(0.8), uniform(1, 3, 4)),
         (measure.RadialNoise(0.8), uniform(1, 1, 1)),
     ],
+    measure.WidenedNoise: [(measure.WidenedNoise(measure.SinusoidalNoise(0.5, mean=0.7), 0.6), uniform(33))],
     measure.PoissonGaussianNoise: [
         (measure.PoissonGaussianNoise(0.02, 0.05), uniform(3, 6, 5)),
         (measure.PoissonGaussianNoise(0.5, 0.05), uniform(1, 2, 4)),
@@ -69,6 +70,14 @@ def test_the_cameras_noise_has_the_mean_and_variance_of_counted_photons_and_its_
     infinite = (weights * stats.norm(gain * counts, read).pdf(at[:, None])).sum(1)
     normal = noise.log_prob(torch.from_numpy(at)[:, None], exact[:21]).exp().numpy()
     np.testing.assert_allclose(normal, infinite, atol=0.01 * infinite.max())
+
+
+def test_a_widened_noise_is_that_of_the_sum():
+    noise, white = measure.SinusoidalNoise(0.5, mean=0.7), measure.GaussianNoise(0.6)
+    exact = torch.zeros(2000, 3, dtype=torch.float64)
+    both = white.sample(noise.sample(exact, 0), 1)
+    scaled = (both - 0.7) / measure.WidenedNoise(noise, 0.6).std_map((3,))
+    assert stats.kstest(scaled.flatten().numpy(), "norm").pvalue > 1e-3
 
 
 def test_dark_and_negative_pixels_have_read_noise_only():
@@ -145,6 +154,8 @@ def test_log_likelihood_is_the_density_of_the_residual():
         (lambda: measure.SinusoidalNoise().sample(torch.ones(3, 2, 2), seed=0), "shape: got"),
         (lambda: measure.SinusoidalNoise(mean=math.inf), "mean: got inf"),
         (lambda: measure.RadialNoise(decay=0), "decay: got 0"),
+        (lambda: measure.WidenedNoise(measure.PoissonGaussianNoise(), 0.1), "noise: got PoissonGaussianNoise"),
+        (lambda: measure.WidenedNoise(measure.GaussianNoise(0.1), 0), "std: got 0"),
         (lambda: measure.PoissonGaussianNoise(read=0), "read: got 0"),
         (lambda: measure.PoissonGaussianNoise(gain=-1), "gain: got -1"),
         (lambda: measure.RadialNoise().std_map((9,)), "shape: got"),

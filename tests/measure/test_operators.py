@@ -44,6 +44,25 @@ OPERATORS = {
         lambda shape, seed: measure.Downsample((shape[0], 3 * shape[1], 3 * shape[2]), 3),
         lambda shape, seed: measure.Downsample(shape, 1),
     ],
+    measure.Scaling: [
+        lambda shape, seed: measure.Scaling(shape, 0.5 - seed),
+        lambda shape, seed: measure.Scaling(shape, torch.arange(1.0, 1 + shape[2], device="cpu")),
+    ],
+    measure.Composition: [
+        lambda shape, seed: measure.Composition(measure.SaturatingCamera(shape), measure.Scaling(shape, 0.7)),
+        lambda shape, seed: measure.Composition(
+            measure.SaturatingCamera((5,)), OPERATORS[measure.PerImage][0](shape, seed)
+        ),
+    ],
+    measure.LinearComposition: [
+        lambda shape, seed: measure.LinearComposition(measure.Scaling((5,), 2.0), measure.Gaussian(shape, 5, seed)),
+        lambda shape, seed: measure.LinearComposition(measure.Mask(masks_of(shape, seed)), measure.Scaling(shape, 0.5)),
+    ],
+    measure.PhaseRetrieval: [
+        lambda shape, seed: measure.PhaseRetrieval(measure.Gaussian(shape, 1 + seed, seed)),
+        lambda shape, seed: measure.PhaseRetrieval(OPERATORS[measure.PerImage][0](shape, seed)),
+    ],
+    measure.SaturatingCamera: [lambda shape, seed: measure.SaturatingCamera(shape, 1.0 + seed)],
     measure.SignOf: [
         lambda shape, seed: measure.SignOf(measure.Gaussian(shape, 1 + seed, seed)),
         lambda shape, seed: measure.SignOf(OPERATORS[measure.PerImage][0](shape, seed)),
@@ -228,6 +247,59 @@ def test_sign_with_straight_through_gradient():
     torch.testing.assert_close(gradient, linear.adjoint(weight))
 
 
+class Fourier(measure.LinearOperator):
+    """The discrete Fourier transform, whose values are complex."""
+
+    def __init__(self, shape):
+        super().__init__(shape, shape)
+
+    def apply(self, x):
+        return torch.fft.fft2(x)
+
+    def apply_adjoint(self, y):
+        return torch.fft.ifft2(y) * math.prod(self.shape[1:])
+
+
+def test_magnitudes_lose_the_phase_of_real_and_of_complex_measurements():
+    x = normal_images(1, 5, 6)
+    real = measure.PhaseRetrieval(measure.Gaussian((1, 5, 6), 8))
+    torch.testing.assert_close(real(x), real.linear(x) ** 2)
+    torch.testing.assert_close(real(-x), real(x))
+    fourier = measure.PhaseRetrieval(Fourier((1, 5, 6)))
+    np.testing.assert_allclose(fourier(x), np.abs(np.fft.fft2(x.numpy())) ** 2, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(fourier(x.roll((2, 1), (2, 3))), fourier(x))  # a shift is a phase
+    zero = torch.zeros(1, 1, 5, 6, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(fourier(zero).sum(), zero)
+    assert not gradient.any()  # not NaN
+
+
+def normal_images(*shape):
+    return torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_one_operator_after_another_is_their_product():
+    blur, less = measure.Blur((2, 6, 7), kernel(1)), measure.Downsample((2, 4, 4), 2)
+    both, x = measure.LinearComposition(less, blur), normal_images(2, 6, 7)
+    torch.testing.assert_close(both(x), less(blur(x)))
+    dense = [
+        torch.stack([op(e.view(1, *op.shape)).flatten() for e in torch.eye(math.prod(op.shape))], 1)
+        for op in (less, blur)
+    ]
+    torch.testing.assert_close(
+        both(x).flatten(1), x.flatten(1) @ (dense[0] @ dense[1]).double().T, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_camera_saturates_as_its_well_fills():
+    """The charge c of a well of size 1 obeys dc/dx = exposure · (1 − c), c(0) = 0."""
+    camera, x = measure.SaturatingCamera((1, 2, 2), 2.5), torch.linspace(0, 1, 4, dtype=torch.float64).view(1, 1, 2, 2)
+    x.requires_grad_()
+    charge = camera(x)
+    (slope,) = torch.autograd.grad(charge.sum(), x)
+    torch.testing.assert_close(slope, 2.5 * (1 - charge))
+    assert charge.flatten()[0] == 0 and (charge < 1).all()
+
+
 def test_apply_lets_nan_through_where_a_call_refuses_it():
     operator, x = measure.Gaussian((1, 4, 4), 5), torch.rand(3, 1, 4, 4)
     x[1, 0, 2, 2] = torch.nan
@@ -264,6 +336,21 @@ def test_apply_lets_nan_through_where_a_call_refuses_it():
         (lambda: measure.Blur.gaussian((1, 8, 8), 1e300), r"std: got 1e\+300; allowed: a kernel no larger than"),
         (lambda: measure.Blur.gaussian((1, 8, 8), 1.0, 10**12), "size: got 1000000000000; allowed: a kernel no"),
         (lambda: measure.SignOf(measure.SignOf(measure.Identity((1, 2, 2)))), "linear: got SignOf"),
+        (lambda: measure.Composition(measure.Identity((4,)), measure.Gaussian((4,), 3)), r"outer: got one on \(4,\)"),
+        (lambda: measure.Composition(torch.abs, measure.Gaussian((4,), 3)), "outer: got builtin"),
+        (
+            lambda: measure.LinearComposition(measure.SaturatingCamera((3,)), measure.Gaussian((4,), 3)),
+            "outer: got SaturatingCamera; allowed: a LinearOperator",
+        ),
+        (
+            lambda: measure.Composition(
+                measure.PerImage([measure.Identity((3,))] * 2), measure.PerImage([measure.Gaussian((4,), 3)] * 3)
+            ),
+            "outer: got data for 2 images; allowed: for 3",
+        ),
+        (lambda: measure.SaturatingCamera((1, 2, 2), -1), "exposure: got -1"),
+        (lambda: measure.Scaling((1, 2, 2), torch.inf), "factor: got inf"),
+        (lambda: measure.Scaling((1, 2, 2), torch.ones(3)), r"factor: got shape \(3,\); allowed: broadcasts to"),
         (lambda: measure.Identity((1, 2, 2))(torch.rand(1, 2, 2)), "x: got shape"),
         (lambda: measure.Identity((1, 2, 2))(torch.rand(0, 1, 2, 2)), "x: got shape"),
         (lambda: measure.Identity((1, 2, 2))(torch.ones(1, 1, 2, 2, dtype=torch.int64)), "x: got torch.int64"),

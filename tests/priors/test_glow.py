@@ -6,7 +6,7 @@ from flow_cases import glow_settings, perturb, rand, randn, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from companion.priors import Glow
+from companion.priors import Glow, memory_saving, resized
 
 RANDOM = settings(max_examples=12, deadline=None)
 
@@ -138,3 +138,33 @@ def test_bad_settings_are_refused_by_name(wrong, message):
     with pytest.raises(ValueError, match=message) as refusal:
         Glow(**({"shape": (1, 4, 4), "levels": 1, "steps": 1, "width": 2} | wrong))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_resized_flow_is_the_same_everywhere_in_a_larger_image():
+    """Moved by 2^levels pixels far from the edges, a patch has the density that it had."""
+    flow = tiny(shape=(2, 8, 8), levels=1).requires_grad_(False).eval()
+    large = resized(flow, (2, 48, 48))
+    x = torch.full((3, *large.shape), 0.4, dtype=torch.float64)
+    patch = rand(2, 6, 6)
+    for image, top, left in zip(x, (20, 22, 20), (20, 20, 24), strict=True):
+        image[:, top : top + 6, left : left + 6] = patch
+    value = large.log_prob(x)
+    torch.testing.assert_close(value, value[:1].expand(3), rtol=1e-10, atol=1e-8)
+    assert (x[0] != x[1]).any() and not any(p.requires_grad for p in large.parameters())
+    torch.testing.assert_close(large.decode(large.encode(x)), x)
+    back, small = resized(large, flow.shape), rand(3, 2, 8, 8)
+    assert torch.equal(back.log_prob(small), flow.log_prob(small))
+    torch.testing.assert_close(memory_saving(large).log_prob(x), value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 8, 8), r"shape: got \(3, 8, 8\); allowed: 1 channels"),
+        ((1, 6, 8), "divisible by 4"),
+        ((8, 8), "shape: got"),
+    ],
+)
+def test_a_size_that_a_flow_cannot_take_is_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        resized(tiny(), shape)

@@ -50,6 +50,20 @@ def test_without_noise_no_other_image_that_fits_is_more_likely():
             assert density.log_prob(other.flatten()) < density.log_prob(best.flatten())
 
 
+def test_noise_of_another_level_in_every_measurement_is_that_of_whitened_ones():
+    operator, std = measure.Gaussian(SHAPE, 7, seed=3), normal(7, seed=8).abs() + 0.01
+    y = normal(3, 7, seed=5)
+    found = gaussian_map(operator, y, FACTOR, MEAN, std)
+    matrix = operator.matrix(y)
+    cross, second = FACTOR @ FACTOR.T @ matrix.T, matrix @ FACTOR @ FACTOR.T @ matrix.T + std.square().diag()
+    expected = MEAN.flatten() + torch.linalg.solve(second, (y - matrix @ MEAN.flatten()).T).T @ cross.T
+    torch.testing.assert_close(found.x.flatten(1), expected)
+    expected = ((operator(found.x) - y) / std).square().sum(1) / 2 + found.z.square().sum(1) / 2
+    torch.testing.assert_close(found.energy, expected)
+    alike = gaussian_map(operator, y, FACTOR, MEAN, torch.full((1,), 0.3))
+    torch.testing.assert_close(alike.x, gaussian_map(operator, y, FACTOR, MEAN, 0.3).x, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("std", [0.01, 0.5])
 def test_with_noise_it_is_the_conditional_mean_of_the_joint_law(std):
     operator = measure.Downsample((1, 4, 6), 2)
@@ -144,6 +158,10 @@ def test_bad_arguments():
         gaussian_map(operator, y.half(), FACTOR)
     with pytest.raises(ValueError, match=r"noise_std: got -1"):
         gaussian_map(operator, y, FACTOR, noise_std=-1)
+    with pytest.raises(ValueError, match=r"noise_std: got 0.0; allowed: a finite number > 0"):
+        gaussian_map(operator, y, FACTOR, noise_std=torch.tensor([0.0, 1, 1, 1, 1, 1, 1]))
+    with pytest.raises(ValueError, match=r"noise_std: got shape \(3,\); allowed: one that broadcasts to \(7,\)"):
+        gaussian_map(operator, y, FACTOR, noise_std=torch.ones(3))
     with pytest.raises(ValueError, match=r"noise_std: got 0.0, with 7 measurements that are dependent .* 5 latents"):
         gaussian_map(operator, y, FACTOR[:, :5])
     with pytest.raises(ValueError, match="operator: got SignOf"):

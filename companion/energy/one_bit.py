@@ -1,0 +1,80 @@
+"""Misfits for one bit a measurement: what stands in for the sign, whose derivative is zero.
+
+Whang et al. 2020, sec. 5.4.4, add the noise after the sign, y = sign(A x) + δ, so that y are real numbers; where it is
+added before, y = sign(A x + δ) are bits, and their likelihood is smooth.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from companion import _support
+from companion.energy.terms import Misfit
+from companion.measure.linear import Scaling
+from companion.measure.noise import IndependentNoise, WidenedNoise
+from companion.measure.nonlinear import LinearComposition, SignOf
+from companion.measure.problem import Problem
+
+
+class PerceptronMisfit(Misfit):
+    """Σ_j (|u_j| − (y_j − mean) u_j) / σ_j², u = A x, for y = sign(A x) + δ with independent normal δ.
+
+    Its gradient is exactly the straight-through one of ``NoiseMisfit(problem, y)``, the perceptron's: a measurement
+    whose sign is right pulls too, by its noise, so that it is not zero at the truth; it is of degree 1 in x, so that
+    only the prior says how bright the image is; and where |y − mean| > 1 it is not even bounded below. But a line
+    search can follow it.
+    """
+
+    def __init__(self, problem: Problem, y: Tensor) -> None:
+        linear = _signs(problem).linear
+        super().__init__(linear, y)
+        self.noise = _independent(problem)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        value = self.operator.forward(x)
+        std = self.noise.std_map(self.operator.output_shape).to(value.dtype).to(value.device)
+        return ((value.abs() - (self.y - self.noise.mean) * value) / std.square()).flatten(1).sum(1)
+
+
+class ProbitMisfit(Misfit):
+    """−Σ_j log Φ(y_j (A x + mean)_j / σ_j), in nats, for bits y = sign(A x + δ), ±1, with independent normal δ.
+
+    The likelihood itself, convex in A x; `problem` is that of the linear measurements A x + δ before the sign.
+    """
+
+    def __init__(self, problem: Problem, y: Tensor) -> None:
+        super().__init__(problem.operator, y)
+        if not (self.y.abs() == 1).all():
+            raise ValueError(f"y: got values from {float(y.min()):.3g} to {float(y.max()):.3g}; allowed: -1 and 1")
+        self.noise = _independent(problem)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        value = self.operator.forward(x)
+        std = self.noise.std_map(self.operator.output_shape).to(value.dtype).to(value.device)
+        return -torch.special.log_ndtr(self.y * (value + self.noise.mean) / std).flatten(1).sum(1)
+
+
+def linearised(problem: Problem, norm: float) -> Problem:
+    """The linear problem nearest to y = sign(A x) + δ: y ≈ c A x + e + δ, for images of about that ‖x‖.
+
+    For A with entries N(0, 1/m) the measurements u = A x are N(0, ‖x‖²/m), and c = E|u| / E u² = √(2m/π) / ‖x‖ leaves
+    the least of sign(u) to e, which has variance 1 − 2/π, is not correlated with u, and is taken for normal (Plan &
+    Vershynin 2016, sec. 1; Bussgang 1952). The noise is δ widened by e.
+    """
+    linear, norm = _signs(problem).linear, _support.positive("norm", norm)
+    m = math.prod(linear.output_shape)
+    scaled = LinearComposition(Scaling(linear.output_shape, math.sqrt(2 * m / math.pi) / norm, "real"), linear)
+    return Problem(scaled, WidenedNoise(_independent(problem), math.sqrt(1 - 2 / math.pi)))
+
+
+def _signs(problem: Problem) -> SignOf:
+    if not isinstance(problem.operator, SignOf):
+        raise ValueError(f"problem: got the operator {type(problem.operator).__name__}; allowed: measure.SignOf")
+    return problem.operator
+
+
+def _independent(problem: Problem) -> IndependentNoise:
+    if not isinstance(problem.noise, IndependentNoise):
+        raise ValueError(f"problem: got {type(problem.noise).__name__}; allowed: a measure.IndependentNoise")
+    return problem.noise

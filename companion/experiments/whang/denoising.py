@@ -1,0 +1,257 @@
+"""Denoising where the noise has structure: PSNR against the noise rate, for MAP with a flow and for its rivals.
+
+All know the noise's standard deviation at every pixel, where they can use it; "asim" and plain "bm3d" cannot. Weights
+are chosen on validation images, whose noise is another.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+from torch import Tensor
+
+from companion import evaluate, measure, recover
+from companion.energy import Energy, LatentNorm, NoiseMisfit
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
+from companion.experiments.whang import sets
+
+TV_ITERATIONS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes of the comparison."""
+
+    data: str
+    size: int
+    flow: str  # checkpoint
+    vae: str = ""  # checkpoint; "" for none
+    noises: Mapping[str, tuple[float, ...]]  # kinds with their levels
+    # for each method, what validation images choose from: β of "map"; γ of ‖z‖² beside −log p(y | x) for "latent" and
+    # "vae", and beside squared residuals, in units of the mean noise variance, for "asim"; multiples of the root mean
+    # square noise level for "bm3d", "bm3d stabilised" and "tv"
+    weights: Mapping[str, tuple[float, ...]]
+    images: int
+    tuned_on: int = 8  # validation images
+    budget: int  # evaluations for one image, the same for every network
+    start: str = "gaussian"  # of the flow's searches: that method's estimate, or "zero", the latents 0
+    shown: int = 4  # images whose estimates are stored
+
+    @property
+    def methods(self) -> list[str]:
+        """Those with weights; the package of BM3D is optional."""
+        return [name for name in self.weights if not name.startswith("bm3d") or find_spec("bm3d")]
+
+
+@dataclass(frozen=True)
+class Search:
+    """One method on images with one noise."""
+
+    kind: str
+    level: float
+    method: str
+    weight: float = 0.0
+
+
+_WEIGHTS: dict[str, tuple[float, ...]] = {
+    "map": (0.05, 0.1, 0.2, 0.5, 1.0),
+    "latent": (0.1, 0.5),  # 1/2 is the posterior of z
+    "asim": (0.2, 1.0),
+    "bm3d": (0.5, 0.7, 1.0, 1.4, 2.0),
+    "bm3d stabilised": (0.5, 0.7, 1.0, 1.4, 2.0),
+    "tv": (0.3, 0.5, 0.7, 1.0, 1.5, 2.0),
+    "gaussian": (1.0,),
+}
+_DIGITS = Settings(
+    data="mnist",
+    size=28,
+    flow="glow-mnist-smooth",
+    vae="vae-mnist",
+    noises={"sinusoidal": (0.3, 1.0, 2.0), "radial": (1.0,)},
+    weights={**_WEIGHTS, "vae": (0.5, 2.0)},
+    images=100,
+    budget=80,
+)
+_TILES = Settings(
+    data="eurosat",
+    size=32,
+    flow="glow-eurosat32",
+    noises={"sinusoidal": (0.1, 0.3, 1.0), "camera": (0.05,)},
+    weights=_WEIGHTS,
+    images=30,
+    budget=80,
+)
+
+
+def _quick(settings: Settings, data: str, start: str, **weights: tuple[float, ...]) -> Settings:
+    few: dict[str, Any] = {"images": 2, "tuned_on": 1, "budget": 12, "shown": 2}
+    return replace(settings, data=data, noises={"sinusoidal": (0.3,)}, weights=weights, start=start, **few)
+
+
+def _compare(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """The comparison, for each kind of noise."""
+    methods, arrays, chosen = settings.methods, dict[str, Any](), dict[str, Any]()
+    points = [
+        Search(kind, level, method)
+        for method in methods
+        for kind, levels in settings.noises.items()
+        for level in levels
+    ]
+    choices = dict(zip(points, context.map(_choose, points, "weights"), strict=True))
+    searches = [Search(p.kind, p.level, p.method, choices[p].metrics["weight"]) for p in points]
+    found = dict(zip(points, context.map(_solve, searches, "searches"), strict=True))
+    for kind, levels in settings.noises.items():
+        grid = [Search(kind, level, method) for level in levels for method in methods]
+        stored = gather([found[point] for point in grid], level=levels, method=methods)
+        noisy = gather(context.map(_noisy, [(kind, level) for level in levels], f"{kind}: images"), level=levels)
+        for name in methods:
+            tried = gather([choices[Search(kind, level, name)] for level in levels], level=levels)
+            stored[f"validation {name} psnr"] = tried["psnr"]
+        arrays |= {f"{kind} {name}": array for name, array in (stored | noisy).items()}
+        chosen[kind] = {name: [choices[Search(kind, v, name)].metrics["weight"] for v in levels] for name in methods}
+    truth = sets.images(context, settings.data, "test", settings.shown, settings.size)
+    return {"chosen": chosen}, arrays | {"truth": shared.pictures(truth)}
+
+
+@experiment(
+    "whang.denoising-digits",
+    paper="Whang et al. 2021",
+    shows="Fig. 2, 3, 7, 8 in kind, on digits",
+    profiles={
+        "quick": _quick(_DIGITS, "digits", "gaussian", map=(0.2, 0.5), latent=(0.5,), gaussian=(1.0,), tv=(0.7,)),
+        "laptop": _DIGITS,
+    },
+    tolerances={"*psnr*": 0.03},
+)
+def digits(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Takes noise with structure off handwritten digits, by a flow of slightly noisy digits and by its rivals."""
+    return _compare(settings, context)
+
+
+@experiment(
+    "whang.denoising",
+    paper="Whang et al. 2021",
+    shows="Fig. 2, 3, 7, 8 in kind, on satellite tiles",
+    profiles={
+        "quick": _quick(_TILES, "photos", "zero", map=(0.1, 0.2), latent=(0.5,), bm3d=(1.0,), tv=(0.7,)),
+        "laptop": _TILES,
+    },
+    tolerances={"*psnr*": 0.03},
+)
+def tiles(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Takes noise with structure off colour images, by a flow and by its rivals."""
+    return _compare(settings, context)
+
+
+def _problem(
+    settings: Settings, part: Part, split: str, number: int, kind: str, level: float
+) -> tuple[Tensor, measure.Problem, Tensor]:
+    """Truth, problem and measurements; noise of all levels is the same, scaled."""
+    truth = sets.images(part, settings.data, split, number, settings.size)
+    noise = sets.noise(kind, level, settings.size)
+    problem = measure.Problem(measure.Identity(tuple(truth.shape[1:])), noise)
+    return truth, problem, problem.observe(truth, shared.seed_of(part, split, kind))
+
+
+def _choose(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
+    """The weight of a method for a noise, and the PSNR of all validation images with each."""
+    truth, problem, y = _problem(settings, part, "validation", settings.tuned_on, search.kind, search.level)
+    weights, scores = settings.weights[search.method], np.full((1, len(truth)), np.nan)
+    best = 0
+    if len(weights) > 1:
+        best, scores = problems.choose(part, weights, _solver(settings, part, problem, y, search.method), truth)
+    return {"weight": weights[best]}, {"psnr": named(scores.round(3), weight=weights, image=len(truth))}
+
+
+def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
+    truth, problem, y = _problem(settings, part, "test", settings.images, search.kind, search.level)
+    found = part.count(_solver(settings, part, problem, y, search.method)(search.weight))
+    return {}, {
+        "psnr": named(evaluate.psnr(found.x, truth).float().numpy(), image=len(truth)),
+        "evaluations": named(shared.numpy(found.evaluations), image=len(truth)),
+        "recovered": shared.pictures(found.x[: settings.shown]),
+    }
+
+
+def _noisy(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
+    truth, _, y = _problem(settings, part, "test", settings.images, *item)
+    psnr = named(evaluate.psnr(y, truth).float().numpy(), image=len(truth))
+    return {}, {"noisy psnr": psnr, "noisy": shared.pictures(y[: settings.shown])}
+
+
+def _solver(
+    settings: Settings, part: Part, problem: measure.Problem, y: Tensor, method: str
+) -> Callable[[float], recover.Result]:
+    """The method, as a function of its weight; see :class:`Settings` for what that means."""
+    std, operator = sets.std_map(problem.noise, y), problem.operator
+    rms, options = float(std.square().mean().sqrt()), {"max_evaluations": settings.budget}
+    assert isinstance(operator, measure.LinearOperator)
+    if method == "bm3d":
+        return lambda weight: recover.bm3d(y, weight * rms)
+    if method == "bm3d stabilised":
+        return lambda weight: _stabilised(problem.noise, y, std, weight)
+    if method == "tv":  # the misfit is Σ ((x − y) / σ)², brought to the scale of squared residuals
+        whiten = measure.Scaling(operator.shape, rms / std)
+        return lambda weight: recover.tv(whiten, whiten(y), weight * rms, max_iterations=TV_ITERATIONS)
+    likely = NoiseMisfit(problem, y)
+    if method == "vae":
+        vae = shared.prior(part, settings.vae)
+        start = vae.encode(y.clamp(0, 1))
+        return lambda weight: recover.minimise(Energy(vae, likely, LatentNorm(weight, squared=True)), start, **options)
+    if method == "gaussian" or settings.start == "gaussian":
+        known = sets.gaussian(settings.data, settings.size, part.device)
+        exact = recover.gaussian_map(operator, y, *known, std)
+        if method == "gaussian":
+            return lambda _: exact
+    flow = shared.prior(part, settings.flow)
+    z0 = flow.encode(exact.x) if settings.start == "gaussian" else recover.start(flow, y)
+    if method == "map":
+        return lambda weight: recover.flow_map(flow, problem, y, weight, start=z0, **options)
+    if method == "asim":
+        return lambda weight: recover.flow_latent(flow, operator, y, weight * rms**2, squared=True, z0=z0, **options)
+    return lambda weight: recover.minimise(Energy(flow, likely, LatentNorm(weight, squared=True)), z0, **options)
+
+
+def _stabilised(noise: measure.Noise, y: Tensor, std: Tensor, weight: float) -> recover.Result:
+    """BM3D of images brought to noise of one level: divided by its standard deviation, or by the camera's transform.
+
+    The latter is that of Anscombe, generalised to read noise (Starck et al. 1998), with its algebraic inverse.
+    """
+    if not isinstance(noise, measure.PoissonGaussianNoise):
+        rms = std.square().mean().sqrt()
+        found = recover.bm3d(y / std * rms, weight * float(rms))
+        return _moved(found, found.x * std / rms)
+    read = noise.read**2 / noise.gain**2 + 0.375
+    root = 2 * (y / noise.gain + read).clamp(min=0).sqrt()
+    size = float(root.max())  # BM3D takes images of about [0, 1]
+    found = recover.bm3d(root / size, weight / size)
+    return _moved(found, ((found.x * size / 2).square() - read) * noise.gain)
+
+
+def _moved(found: recover.Result, x: Tensor) -> recover.Result:
+    return recover.Result(x, None, found.energy, found.trace, found.evaluations, found.converged, found.reason)
+
+
+def rate_ratio(levels: Any, ours: np.ndarray, theirs: np.ndarray, draws: int = 500) -> tuple[float, float, float]:
+    """The noise rate at which `ours` has the PSNR of `theirs`, as a ratio to theirs, with a 95 % interval.
+
+    Mean curves of PSNR [level, image], linear in the logarithm of the level and beyond the ends, where the first and
+    the last piece go on; the geometric mean over the levels of `theirs`. The interval is the bootstrap's over images.
+    """
+    logs = np.log(np.asarray(levels, dtype=float))
+
+    def curve(psnr: np.ndarray, at: float) -> float:
+        k = int(np.clip(np.searchsorted(logs, at) - 1, 0, len(logs) - 2))
+        return float(psnr[k] + (psnr[k + 1] - psnr[k]) * (at - logs[k]) / (logs[k + 1] - logs[k]))
+
+    def ratio(chosen: np.ndarray) -> float:
+        mine, other = ours[:, chosen].mean(1), theirs[:, chosen].mean(1)
+        at = [brentq(lambda log, goal=goal: curve(mine, log) - goal, -20, 20) for goal in other]
+        return float(np.exp(np.mean(at - logs)))
+
+    source, n = np.random.default_rng(0), ours.shape[1]
+    low, high = np.quantile([ratio(source.integers(n, size=n)) for _ in range(draws)], (0.025, 0.975))
+    return ratio(np.arange(n)), float(low), float(high)

@@ -1,0 +1,57 @@
+"""What the experiments on dependent noise share: images, the Gaussian of their training set, noises by name."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from companion import data, measure, recover
+from companion._support import one_of
+from companion.experiments import shared
+from companion.experiments.parts import Part
+
+# Whang et al. 2020, sec. 5.4.3, has decay 0.005 on images of 64 pixels: the same share of a smaller image is noisy
+_RADIAL_DECAY, _RADIAL_SIDE = 0.005, 64
+FLOOR = 0.01  # added to the training covariance, as a standard deviation: some border pixels are always black
+NOISES = ("sinusoidal", "radial", "camera")
+
+
+def images(part: Part, name: str, split: str, number: int, size: int) -> Tensor:
+    """The first images of a split; scikit-learn's 8×8 digits are enlarged to the frame of MNIST's, 20 of 28 pixels."""
+    if name != "digits":
+        return shared.images(part, name, split, number, size, spread=name in ("eurosat", "photos"))
+    return _enlarged(shared.images(part, name, split, number, 8), size)
+
+
+def _enlarged(x: Tensor, size: int) -> Tensor:
+    border = (size - 20) // 2
+    return F.pad(F.interpolate(x, size=(20, 20), mode="bilinear").clamp(0, 1), [border] * 4)
+
+
+@lru_cache(maxsize=2)
+def gaussian(name: str, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and mean of the Gaussian with the training images' mean and covariance, for `recover.gaussian_map`."""
+    train = data.load(name, split="train", size=8 if name == "digits" else size)[:].to(device)
+    return recover.gaussian_of(_enlarged(train, size) if name == "digits" else train, FLOOR)
+
+
+def noise(kind: str, level: float, size: int) -> measure.Noise:
+    """A noise by name: "sinusoidal" and "radial" with that largest standard deviation, or the "camera" with that gain.
+
+    ValueError for another name.
+    """
+    one_of("kind", kind, NOISES)
+    if kind == "sinusoidal":
+        return measure.SinusoidalNoise(level)
+    if kind == "radial":
+        return measure.RadialNoise(level, decay=_RADIAL_DECAY * (_RADIAL_SIDE / size) ** 2)
+    return measure.PoissonGaussianNoise(gain=level, read=0.02)
+
+
+def std_map(noise: measure.Noise, truth: Tensor) -> Tensor:
+    """Standard deviation of every pixel, [C, H, W]; of the camera's noise, at an image's mean brightness."""
+    if isinstance(noise, measure.IndependentNoise):
+        return noise.std_map(tuple(truth.shape[1:])).to(truth).expand(truth.shape[1:])
+    assert isinstance(noise, measure.PoissonGaussianNoise)
+    return (noise.gain * truth.mean() + noise.read**2).sqrt().expand(truth.shape[1:])
