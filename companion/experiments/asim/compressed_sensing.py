@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion import evaluate, measure, recover
+from companion import data, evaluate, measure, recover
 from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 
 CLASSICAL: dict[str, Callable[..., recover.Result]] = {
@@ -56,6 +56,10 @@ class Settings(shared.OnImages):
     gammas: tuple[float, ...] = (0.0, 0.001, 0.01)
     restarts: tuple[int, ...] = (1, 4)  # of GAN and VAE, which share the budget
     flow_gammas: tuple[float, ...] = (0.0,)  # weights of ‖z‖ for the flow; 0 alone is the paper's choice
+    validation: str = ""  # another data set whose validation images choose; "" for the same
+    gaussian: str = ""  # checkpoint of a Gaussian, the method "gaussian" and the start of "glow-map"; "" for neither
+    betas: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # weights of −log p(x) for "glow-map"
+    classical_iterations: int = 0  # of the methods without learning, which need no network; 0 for the budget
     vae_first: int = 0  # evaluations of the VAE whose estimate "vae-glow" hands to the flow as its start; 0 for none
     spread: bool = False  # take images from the whole split, which some sets order by class, not its first ones
     range_restarts: int = 4  # searches, each with the whole budget, for a generator's image nearest to the truth
@@ -71,15 +75,21 @@ class Settings(shared.OnImages):
     @property
     def methods(self) -> list[str]:
         """All methods, the flow first."""
+        flow = [name for name in self.priors if name == "glow"]
+        exact = ["gaussian", *(f"{name}-map" for name in flow)] if self.gaussian else []
         handed_over = ["vae-glow"] if self.vae_first else []
-        return [*(name for name in self.priors if name == "glow"), *self.classical, *self.generators, *handed_over]
+        return [*flow, *exact, *self.classical, *self.generators, *handed_over]
 
     def options(self, method: str) -> dict[str, tuple[Any, ...]]:
         """What a method may choose from: the names of its options, and the values of each."""
         if method in CLASSICAL:
             return {"weight": self.weights}
+        if method == "gaussian":
+            return {}
         if method == "glow":
             return {"gamma": self.flow_gammas}
+        if method == "glow-map":
+            return {"beta": self.betas}
         return {"restarts": self.restarts[-1:] if method == "vae-glow" else self.restarts, "gamma": self.gammas}
 
 
@@ -108,13 +118,28 @@ _FLOWERS = Settings(
     spread=True,
     pictures=0,
 )
+_KODAK = Settings(
+    data="kodak",
+    validation="photographs",
+    priors=_PHOTOS.priors | {"glow": "glow-varied32"},
+    gaussian="gaussian-photos32",
+    images=72,
+    seeds=1,
+    measurements=(154, 307, 614, 1229),
+    budget=200,
+    classical_iterations=1000,
+    tuned_on=24,
+    learned_on=12,
+    gammas=(0.0, 0.01),
+    restarts=(2,),
+)
 
 
 def _tiny(settings: Settings, *measurements: int) -> Settings:
     """The same comparison in a few seconds."""
     few: dict[str, Any] = {"images": 2, "seeds": 1, "budget": 40, "tuned_on": 2, "learned_on": 2, "range_restarts": 2}
     few |= {"measurements": measurements, "weights": (0.01, 0.03), "gammas": (0.01,)}
-    few |= {"starts": 2, "starts_m": measurements[-1], "vae_first": min(settings.vae_first, 20)}
+    few |= {"starts": 2, "starts_m": measurements[-1], "vae_first": min(settings.vae_first, 20), "betas": (10.0,)}
     return replace(settings, **few, pictures=min(settings.pictures, 2))
 
 
@@ -133,6 +158,19 @@ def _tiny(settings: Settings, *measurements: int) -> Settings:
 def photos(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers held-out photographs from m Gaussian measurements, by three learned and three classical priors."""
     return compare(settings, context)
+
+
+@experiment(
+    "asim.compressed-sensing-kodak",
+    paper="Asim et al. 2020",
+    shows="Fig. 4 left, beside the Gaussian with the training images' covariance",
+    profiles={"quick": _tiny(replace(_KODAK, validation="photos"), 307), "laptop": _KODAK},
+)
+def kodak(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Recovers crops of the 24 Kodak photographs, with priors that learned from hundreds of other photographs."""
+    metrics, arrays = compare(settings, context)
+    crops = data.load("kodak", "test", settings.size)
+    return metrics, arrays | {"photograph": named(crops.photo[: settings.images].numpy(), image=settings.images)}
 
 
 @experiment(
@@ -218,12 +256,19 @@ def compare(settings: Settings, context: Context) -> tuple[dict, dict]:
 
 
 def _solve(
-    settings: Settings, part: Part, method: str, operator: Any, y: Tensor, seed: int, **option: Any
+    settings: Settings, part: Part, method: str, problem: measure.Problem, y: Tensor, seed: int, **option: Any
 ) -> recover.Result:
     """An estimate within the budget; `seed` is that of the generators' starts."""
-    budget = settings.budget
+    budget, operator = settings.budget, problem.operator
     if method in CLASSICAL:
-        return CLASSICAL[method](operator, y, max_iterations=budget, **option)
+        return CLASSICAL[method](operator, y, max_iterations=settings.classical_iterations or budget, **option)
+    if method in ("gaussian", "glow-map"):
+        exact = shared.prior(part, settings.gaussian)
+        factor, mean = exact.weight.double(), exact.mean.view(exact.shape)
+        if method == "gaussian":
+            return recover.gaussian_map(operator, y, factor, mean, problem.noise.std)
+        flow = shared.prior(part, settings.priors["glow"])
+        return recover.flow_map(flow, problem, y, gaussian=(factor, mean), max_evaluations=budget, **option)
     if method == "glow":
         return recover.flow_latent(
             shared.prior(part, settings.priors["glow"]), operator, y, max_evaluations=budget, **option
@@ -232,7 +277,7 @@ def _solve(
         limit = budget // option["restarts"]
         prior = shared.prior(part, settings.priors[method])
         return recover.gan_latent(prior, operator, y, seed=seed, max_evaluations=limit, **option)
-    first = _solve(replace(settings, budget=settings.vae_first), part, "vae", operator, y, seed, **option)
+    first = _solve(replace(settings, budget=settings.vae_first), part, "vae", problem, y, seed, **option)
     flow = shared.prior(part, settings.priors["glow"])
     rest = budget - settings.vae_first
     second = recover.flow_latent(flow, operator, y, z0=flow.encode(first.x), max_evaluations=rest)
@@ -245,11 +290,13 @@ def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict
     axes = settings.options(method)
     options = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     number = settings.tuned_on if method in CLASSICAL else settings.learned_on
-    truth = settings.truth(part, "validation", number, spread=settings.spread)
+    truth = replace(settings, data=settings.validation or settings.data).truth(
+        part, "validation", number, spread=settings.spread
+    )
     problem, y = problems.compressed(part, truth, m, "validation")
     seed = shared.seed_of(part, "draw", "validation")
     best, scores = problems.choose(
-        part, options, lambda option: _solve(settings, part, method, problem.operator, y, seed, **option), truth
+        part, options, lambda option: _solve(settings, part, method, problem, y, seed, **option), truth
     )
     if len(options) == 1:
         return options[0], {}
@@ -263,7 +310,7 @@ def _solve_trial(settings: Settings, part: Part, trial: tuple[int, int, str, dic
     truth = settings.truth(part, spread=settings.spread)
     problem, y = problems.compressed(part, truth, m, draw)
     seed = shared.seed_of(part, "draw", draw)
-    found = part.count(_solve(settings, part, method, problem.operator, y, seed, **option))
+    found = part.count(_solve(settings, part, method, problem, y, seed, **option))
     scores = {"psnr": evaluate.psnr(found.x, truth), "ssim": evaluate.ssim(found.x, truth)}
     scores["evaluations"] = found.evaluations
     return {}, shared.by_image(scores) | {"recovered": shared.pictures(found.x[: settings.pictures])}
