@@ -1,6 +1,5 @@
 """The most likely image under a flow: what it is, how β and stopping early change it, and that coordinates matter."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,11 +145,11 @@ def _nats(flow: Any, problem: measure.Problem, x: Tensor, y: Tensor) -> dict[str
     }
 
 
-def gaps(run: Any, prior: str, scale: float, beta: float = 1.0) -> Sequence[float]:
-    """How far, in nats, the energy misfit − β log p(x) at the estimate lies below that at the truth; [image]."""
+def energies(run: Any, prior: str, scale: float) -> dict[str, Any]:
+    """Misfit − log p(x), β = 1, in nats: of truth, blank page, and where a search from the truth ends; [image] each."""
     at = {"scale": scale}
-    truth, found = (
-        run.take(f"{prior} {kind}misfit", **at, **axes) + beta * run.take(f"{prior} {kind}nats", **at, **axes)
-        for kind, axes in (("candidate ", {"candidate": "truth"}), ("", {"mode": "image", "beta": beta}))
-    )
-    return truth - found
+    found = {
+        kind: sum(run.take(f"{prior} candidate {term}", candidate=kind, **at) for term in ("misfit", "nats"))
+        for kind in CANDIDATES
+    }
+    return found | {"end": sum(run.take(f"{prior} from truth {term}", **at) for term in ("misfit", "nats"))}
