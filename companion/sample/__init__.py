@@ -13,7 +13,7 @@ from companion.sample.loop import run
 from companion.sample.metric import Metric, gauss_newton
 from companion.sample.samplers import annealed_langevin, hmc, langevin, mala, pcn
 from companion.sample.smc import Particles, smc
-from companion.sample.start import first_guess, initialise
+from companion.sample.start import first_guess, improve, initialise
 from companion.sample.svgd import projected_svgd, svgd
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "gauss_newton",
     "greedy",
     "hmc",
+    "improve",
     "initialise",
     "langevin",
     "mala",

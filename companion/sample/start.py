@@ -55,7 +55,7 @@ def initialise(
         return z
     if how in ("best", "typical") and hasattr(energy.prior, "encode"):
         z[:, 0] = _encode(energy, first_guess(energy))
-    z, values = _search(energy, z, budget)
+    z, values = improve(energy, z, budget)
     if how in ("best", "typical"):
         best = values.argmin(1)
         z = z[torch.arange(len(z), device=z.device), best][:, None].expand(-1, chains, -1).clone()
@@ -68,8 +68,8 @@ def initialise(
     return _encode(energy, x).view_as(z)
 
 
-def _search(energy: Energy, z: Tensor, budget: int) -> tuple[Tensor, Tensor]:
-    """Minima from starts z, [images, chains, n], and their energies, [images, chains]."""
+def improve(energy: Energy, z: Tensor, budget: int = 100) -> tuple[Tensor, Tensor]:
+    """Minima by L-BFGS from starts z, [images, chains, n], and their energies, [images, chains]."""
     index = torch.arange(len(z), device=z.device).repeat_interleave(z.shape[1])
     found = minimise(energy.select(index), z.flatten(0, 1), max_evaluations=_support.count("budget", budget))
     return found.z.view_as(z), found.energy.view(z.shape[:2])
