@@ -47,7 +47,8 @@ def truths(part: Part, prior: Any, name: str, number: int, split: str = "test") 
 
 def prior_latents(part: Part, prior: Any, number: int, split: str = "test") -> Tensor:
     """The latents of the truths from the "prior", [number, n]; the first ones do not depend on how many follow."""
-    return _support.normal((number, prior.latent_dim), part.seed, prior.like, "truth", split)
+    shape = (prior.latent_dim,)
+    return torch.stack([_support.normal(shape, part.seed, prior.like, "truth", split, k) for k in range(number)])
 
 
 def observed(part: Part, truth: Tensor, case: Case, draw: str | int = 0) -> tuple[measure.Problem, Tensor]:
