@@ -136,13 +136,14 @@ def _posterior(settings: Settings, part: Part, prior: Any, known: Tensor, kind: 
     )
 
 
-def process(images: Tensor, sides: tuple[int, int], std: float, most: int = 200) -> Tensor:
+def process(images: Tensor, sides: tuple[int, ...], std: float, most: int = 200) -> Tensor:
     """Covariance of the Gaussian process with a squared-exponential kernel that fits images, [N, pixels], best.
 
     Its variance is the images', its length the likeliest of LENGTHS.
     """
     rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in sides), indexing="ij")
-    squared = torch.cdist(*[torch.stack([rows.flatten(), columns.flatten()], 1)] * 2).square()
+    places = torch.stack([rows.flatten(), columns.flatten()], 1)
+    squared = torch.cdist(places, places).square()
     offsets = (images[:most] - images.mean()).double()
     best, found = -torch.inf, squared
     for length in LENGTHS:

@@ -132,7 +132,7 @@ def _run(method: str, energy: Any, z0: torch.Tensor, metric: sample.Metric, budg
     draws = budget // 2 // leapfrogs
     options |= {"draws": draws, "warmup": draws}
     if name == "langevin":
-        return sample.langevin(energy, z0, step=1.0 * metric.widths[:, 0], **options)
+        return sample.langevin(energy, z0, step=metric.widths[:, 0], **options)
     if name == "hmc":
         return sample.hmc(energy, z0, leapfrogs=leapfrogs, step=0.5 if metrical else 0.05, **options)
     sampler = {"mala": sample.mala, "pcn": sample.pcn}[name]
