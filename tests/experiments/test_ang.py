@@ -1,0 +1,93 @@
+"""Posterior sampling: problems, intervals, designs and light, against closed forms and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+from companion import priors
+from companion.experiments.ang import adaptive, calibration, optimisation, problems
+from companion.experiments.parts import Part
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return priors.load("vae-mnist")
+
+
+@pytest.mark.parametrize("name", ["prior", "digits"])
+def test_the_first_truths_do_not_depend_on_how_many_follow(vae, name):
+    part = Part(CPU, 3)
+    many, few = (problems.truths(part, vae, name, number) for number in (5, 2))
+    assert many.shape == (5, 1, 28, 28) and many.min() >= 0 and many.max() <= 1
+    torch.testing.assert_close(many[:2], few)
+    assert not torch.equal(many, problems.truths(part, vae, name, 5, "train"))
+
+
+def test_digits_stand_in_mnists_frame(vae):
+    x = problems.truths(Part(CPU, 0), vae, "digits", 20)
+    assert (x[..., :4, :] == 0).all() and (x[..., -4:] == 0).all()
+    assert x[..., 4:24, 4:24].amax((1, 2, 3)).min() > 0.9
+
+
+def test_each_image_has_pixels_and_noise_of_its_own(vae):
+    part, truth = Part(CPU, 0), torch.full((3, 1, 28, 28), 0.5)
+    problem, y = problems.observed(part, truth, problems.Case("inpainting", 200, 0.1))
+    assert problem.operator.mask.flatten(1).sum(1).tolist() == [200] * 3
+    assert not torch.equal(problem.operator.mask[0], problem.operator.mask[1])
+    assert abs((y - 0.5).std() / 0.1 - 1) < 0.1  # 600 draws: 3 standard errors
+    for case in (problems.Case("compressed", 150, 0.2), problems.Case("denoising", 0, 0.2)):
+        problem, y = problems.observed(part, truth, case)
+        assert abs((y - problem.operator(truth)).std() / 0.2 - 1) < 0.15
+    energy = problems.posterior(vae, problem, y)
+    z = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    misfit = ((vae.decode(z) - y).square().sum((1, 2, 3)) - (vae.decode(0 * z) - y).square().sum((1, 2, 3))) / 0.08
+    torch.testing.assert_close(energy(z) - energy(0 * z), misfit + z.square().sum(1) / 2, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("draws", [19, 39, 59])
+def test_order_statistics_of_exact_draws_hold_nine_tenths(draws):
+    source = torch.Generator().manual_seed(draws)
+    x, truth = torch.randn(draws, 20_000, generator=source), torch.randn(20_000, generator=source)
+    assert abs(float(calibration._inside(x, truth).float().mean()) - 0.9) < 4 * (0.09 / 20_000) ** 0.5
+    inside, counted = torch.tensor([[True, False, True, False]]), torch.tensor([[True, True, True, False]])
+    assert calibration._share(inside, counted).tolist() == pytest.approx([2 / 3])
+
+
+def test_the_fixed_design_knows_the_training_images_covariance(vae):
+    part = Part(CPU, 0)
+    mean, covariance = adaptive.training_covariance(part, vae, "digits", 50)
+    flat = problems.truths(part, vae, "digits", 50, "train").flatten(1).double().numpy()
+    np.testing.assert_allclose(mean, flat.mean(0), atol=1e-6)
+    np.testing.assert_allclose(covariance, np.cov(flat.T, bias=True), atol=1e-5)
+
+
+def test_light_falls_along_a_slope(vae):
+    x = torch.zeros(40, 1, 28, 28)
+    found = optimisation.lit(Part(CPU, 0), x, 2, "test")
+    down, up = optimisation.slopes(2, (1, 28, 28))
+    kinds = [torch.equal(image, down) for image in found]
+    assert 8 < sum(kinds) < 32
+    assert all(torch.equal(image, up) for image, is_down in zip(found, kinds, strict=True) if not is_down)
+    sloped, z = optimisation.Sloped(vae, down), torch.zeros(2, 20)
+    torch.testing.assert_close(sloped.decode(z), 0.5 * vae.decode(z) + down)
+
+
+def test_the_processs_length_is_the_likeliest_to_scikit_learn():
+    side, std = 8, 0.1
+    places = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1).reshape(-1, 2)
+    squared = ((places[:, None] - places[None]) ** 2).sum(-1)
+    true = 0.04 * np.exp(-squared / (2 * 2.0**2)) + 1e-9 * np.eye(side**2)
+    images = np.random.default_rng(0).multivariate_normal(np.zeros(side**2), true, size=20)
+    found = optimisation.process(torch.as_tensor(images), (side, side), std)
+    offsets = images - images.mean()
+    values = []
+    for length in optimisation.LENGTHS:
+        kernel = ConstantKernel((offsets**2).mean()) * RBF(length) + WhiteKernel(std**2)
+        model = GaussianProcessRegressor(kernel, optimizer=None).fit(places, offsets.T)
+        values.append(model.log_marginal_likelihood_value_)
+    length = optimisation.LENGTHS[int(np.argmax(values))]
+    np.testing.assert_allclose(found, (offsets**2).mean() * np.exp(-squared / (2 * length**2)))
