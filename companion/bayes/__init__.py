@@ -1,6 +1,7 @@
 """Bayesian inverse problems on random fields, and the training of MsIGN to their posteriors."""
 
 from companion.bayes.divergence import Divergence, Weighted, jeffreys, weighted
+from companion.bayes.laplace import Laplace, laplace
 from companion.bayes.problems import Barrier, Elliptic, FieldProblem, Synthetic, barrier
 from companion.bayes.train import Settings, Stage, train_msign
 
@@ -9,12 +10,14 @@ __all__ = [
     "Divergence",
     "Elliptic",
     "FieldProblem",
+    "Laplace",
     "Settings",
     "Stage",
     "Synthetic",
     "Weighted",
     "barrier",
     "jeffreys",
+    "laplace",
     "train_msign",
     "weighted",
 ]

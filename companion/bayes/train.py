@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from companion import _support
 from companion.bayes.divergence import Weighted, reverse_term, weighted
+from companion.bayes.laplace import aim
 from companion.bayes.problems import FieldProblem
 from companion.priors.msign import Mirrored, MsIGN
 
@@ -20,9 +21,10 @@ class Settings:
     Attributes
     ----------
     iterations, batch
-        Adam steps, and samples in each of the two terms of the objective.
+        Adam steps, and samples in each of the two terms of the objective. With 0 steps an affine layer is aimed only.
     pool, least_ess
-        Samples of the proposal, drawn once a stage, and how many effective ones they must be worth.
+        Samples of the proposal, drawn once a stage (and for :func:`companion.bayes.laplace.aim`), and how many
+        effective ones they must be worth.
     rate, last_rate
         Learning rate at the start; the cosine's end as a part of it.
     clip
@@ -77,8 +79,9 @@ def train_msign(
 ) -> list[Stage]:
     """Train a model, in place, to the posterior at each scale in turn.
 
-    At scale l all F_1, …, F_l are trained; the proposal of the forward term is the model of the last stage with its
-    prior conditioning, q̃_l, weighted by q_l over its realised density.
+    At scale l all F_1, …, F_l are trained; the proposal of the forward term is the model as the stage finds it, which
+    is that of the last stage with its prior conditioning, q̃_l, weighted by q_l over its realised density. Where F_l has
+    an affine layer, that is aimed first (:func:`companion.bayes.laplace.aim`), and the proposal has it too.
 
     Parameters
     ----------
@@ -110,11 +113,13 @@ def _train_stage(
     problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: Tensor | None, seed: int
 ) -> Stage:
     stage, before = Stage(model.scales), problem.simulations
-    pool = _pool(problem, model, how, given, seed) if how.objective == "jeffreys" else None
+    if model.directed:
+        aim(problem, model, how.pool, seed=seed)
+    pool = _pool(problem, model, how, given, seed) if how.objective == "jeffreys" and how.iterations else None
     if pool:
         stage.ess, stage.raw_ess, stage.power = pool.ess, pool.raw_ess, pool.power
     parameters = list(model.parameters())
-    optimiser = torch.optim.Adam(parameters, how.rate, betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(parameters, how.rate, betas=(0.9, 0.99), fused=True)
     latents = _support.generator(seed, "train", "latents", model.scales)
     picks = _support.generator(seed, "train", "pool", model.scales)
     for iteration in range(how.iterations):
@@ -144,9 +149,8 @@ def _pool(problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: 
     if model.scales == 1 and given is not None:
         even = given.new_zeros(len(given))
         return weighted(given, even, even, how.least_ess)
-    proposal = problem.field if model.scales == 1 else model.conditioned()
-    x = proposal.sample(how.pool, seed=_support.generator(seed, "train", "proposal", model.scales))
+    x = model.sample(how.pool, seed=_support.generator(seed, "train", "proposal", model.scales))
     batches = x.split(how.batch)
     target = torch.cat([problem.log_density(part) for part in batches])
-    own = torch.cat([proposal.log_prob(part) for part in batches])
+    own = torch.cat([model.log_prob(part) for part in batches])
     return weighted(x, target, own, how.least_ess)
