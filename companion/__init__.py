@@ -2,7 +2,7 @@
 
 One idea runs through it: an image ``x`` is measured (:mod:`companion.measure`), a prior makes ``x`` from a latent ``z``
 (:mod:`companion.priors`), misfit and penalty add up to an energy of ``z`` (:mod:`companion.energy`), and that energy is
-minimised (:mod:`companion.recover`).
+minimised (:mod:`companion.recover`) or sampled (:mod:`companion.sample`).
 
 >>> from companion import data, evaluate, measure, priors, recover
 >>> photo = data.load("photos", split="test")[:1]
@@ -20,7 +20,18 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["data", "energy", "evaluate", "experiments", "keep_freed_memory", "measure", "priors", "recover", "show"]
+__all__ = [
+    "data",
+    "energy",
+    "evaluate",
+    "experiments",
+    "keep_freed_memory",
+    "measure",
+    "priors",
+    "recover",
+    "sample",
+    "show",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,114 @@
+"""Where chains start, with few steps and with the cost of the start left out (Ang's Figure 2), and at equal cost."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from companion import evaluate, sample
+from companion.experiments import shared
+from companion.experiments.ang.problems import Case, cases, observed, posterior, truths
+from companion.experiments.arrays import named
+from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
+from companion.experiments.registry import experiment
+
+STARTS = ("random", "posterior", "map", "map-posterior", "posterior, map", "posterior, map, metric")
+SEARCHES = ("map", "map-posterior", "posterior, map", "posterior, map, metric")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes of the comparison."""
+
+    prior: str = "vae-mnist"
+    data: str
+    images: int
+    published: int = 15  # Langevin steps from every start, whatever the start cost
+    search: int = 60  # evaluations of the search for a MAP; the report has 100 steps of gradient descent
+    budgets: tuple[int, ...]  # evaluations in all, the search and the metric included
+    cases: tuple[tuple[str, int, float], ...]
+    starts: tuple[str, ...] = STARTS
+
+
+_MS = (25, 50, 100, 200, 400)
+
+
+@experiment(
+    "ang.initialisation",
+    paper="Ang 2021",
+    shows="Fig. 2",
+    profiles={
+        "quick": Settings(
+            data="prior",
+            images=16,
+            budgets=(115,),
+            cases=(("inpainting", 100, 0.1),),
+            starts=("random", "posterior", "map-posterior"),
+        ),
+        "laptop": Settings(
+            data="mnist",
+            images=200,
+            budgets=(115, 250, 500),
+            cases=(
+                *(("inpainting", m, 0.1) for m in (50, 100, 200)),
+                *(("compressed", m, 0.1) for m in (50, 100)),
+                ("denoising", 0, 0.3),
+            ),
+        ),
+        "paper": Settings(
+            data="mnist",
+            images=10_000,
+            search=100,
+            budgets=(115, 250, 500, 1000),
+            cases=(
+                *(("inpainting", m, 0.1) for m in _MS),
+                *(("compressed", m, 0.1) for m in _MS),
+                *(("denoising", 0, std) for std in (0.1, 0.3, 0.5, 0.7)),
+            ),
+        ),
+    },
+    tolerances={"error": 0.05},
+)
+def initialisation(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Recovers digits by Langevin chains from every start, as published and at equal evaluations."""
+    items = [(case, start) for case in settings.cases for start in settings.starts]
+    outcomes = context.map(_recover, items, "starts")
+    return {}, gather(outcomes, case=map(str, cases(settings)), start=settings.starts)
+
+
+def _recover(settings: Settings, part: Part, item: tuple[tuple[str, int, float], str]) -> tuple[dict, dict]:
+    """Squared errors of one start on all images: after the published steps, and at each budget.
+
+    The estimate is the mean image over the later half of a chain. The step size is 1/√λ with λ the largest curvature at
+    the first guess, the same for all starts and at nobody's cost; a metric's cost counts.
+    """
+    given, start = item
+    prior = shared.prior(part, settings.prior)
+    truth = truths(part, prior, settings.data, settings.images)
+    problem, y = observed(part, truth, Case(*given))
+    energy = posterior(prior, problem, y)
+    guess = sample.initialise(energy, "posterior", chains=1)
+    step = sample.gauss_newton(energy, guess[:, 0]).widths[:, 0]
+    seed, cost = shared.seed_of(part, "start"), settings.search if start in SEARCHES else 0
+    if start.startswith("posterior, map"):
+        z0 = sample.improve(energy, guess, settings.search)[0]
+    else:
+        z0 = sample.initialise(energy, start, chains=1, budget=settings.search, seed=seed)
+    options: dict[str, Any] = {"warmup": 0, "seed": shared.seed_of(part, "chains")}
+    if start.endswith("metric"):
+        metric = sample.gauss_newton(energy, z0[:, 0])
+        cost += metric.evaluations
+        # steps have no warm-up to adapt in: what MALA adapts to in these coordinates
+        chains = sample.mala(energy, z0, step=0.7, metric=metric, draws=max(settings.budgets) - cost, **options)
+    else:
+        chains = sample.langevin(energy, z0, step=step, draws=max(settings.budgets) - cost, **options)
+    part.count_evaluations(settings.images * (cost + max(settings.budgets)))
+    drawn = chains.images(prior)[:, :, 0]
+
+    def error(steps: int) -> torch.Tensor:
+        return evaluate.mse(drawn[steps // 2 : steps].mean(0), truth)
+
+    budgets = [f"{settings.published} steps", *map(str, settings.budgets)]
+    found = torch.stack([error(settings.published), *(error(budget - cost) for budget in settings.budgets)])
+    return {}, {"error": named(found.numpy(), budget=budgets, image=settings.images)}

@@ -1,0 +1,44 @@
+"""Posterior samplers: Markov kernels and the loop that runs them, particles, starts, and what is done with draws."""
+
+from companion.sample.chains import Chains, Diagnostics, tweedie
+from companion.sample.design import (
+    Design,
+    GaussianPosterior,
+    LatentPosterior,
+    adaptive_sensing,
+    bayesian_optimisation,
+    greedy,
+)
+from companion.sample.loop import run
+from companion.sample.metric import Metric, gauss_newton
+from companion.sample.samplers import annealed_langevin, hmc, langevin, mala, pcn
+from companion.sample.smc import Particles, smc
+from companion.sample.start import first_guess, improve, initialise
+from companion.sample.svgd import projected_svgd, svgd
+
+__all__ = [
+    "Chains",
+    "Design",
+    "Diagnostics",
+    "GaussianPosterior",
+    "LatentPosterior",
+    "Metric",
+    "Particles",
+    "adaptive_sensing",
+    "annealed_langevin",
+    "bayesian_optimisation",
+    "first_guess",
+    "gauss_newton",
+    "greedy",
+    "hmc",
+    "improve",
+    "initialise",
+    "langevin",
+    "mala",
+    "pcn",
+    "projected_svgd",
+    "run",
+    "smc",
+    "svgd",
+    "tweedie",
+]

@@ -1,0 +1,198 @@
+"""Chains on the linear-Gaussian problem: moments, calibration, independence, resuming; and what diagnostics say."""
+
+import numpy as np
+import pytest
+import torch
+from sampling_cases import LinearGaussian, normal
+from scipy import stats
+
+from companion import energy, measure, priors, sample
+from companion.sample.kernels import Hamiltonian
+
+SAMPLERS = {
+    "mala": lambda e, z, **o: sample.mala(e, z, step=0.5, **o),
+    "hmc": lambda e, z, **o: sample.hmc(e, z, leapfrogs=3, step=0.5, **o),
+    "pcn": lambda e, z, **o: sample.pcn(e, z, **o),
+    "langevin": lambda e, z, **o: sample.langevin(e, z, step=0.3, **o),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_mean_and_covariance_of_the_posterior(name):
+    case, chains = LinearGaussian.of(), 150
+    metric = sample.gauss_newton(case.energy, case.mean)
+    z0 = metric.draw(chains)
+    found = SAMPLERS[name](case.energy, z0, metric=metric, draws=40, warmup=40).samples  # [draw, image, chain, n]
+    for values, exact in [
+        (found, case.mean),
+        ((found - case.mean[:, None])[..., :, None] * (found - case.mean[:, None])[..., None, :], case.covariance),
+    ]:
+        means = values.mean(0)  # chains are independent of each other
+        error = means.std(1) / chains**0.5
+        assert (
+            (means.mean(1) - exact).abs() < 4 * error + (0.025 if name == "langevin" else 0) * exact.abs().max()
+        ).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_simulation_based_calibration(name):
+    """Ranks of the truth among draws of its posterior are uniform (Talts et al. 2018), over 500 problems."""
+    case, draws = LinearGaussian.of(images=500), 15
+    metric = sample.gauss_newton(case.energy, case.mean)
+    thin = {"hmc": 4, "mala": 8}.get(name, 60 if name == "langevin" else 20)
+    found = SAMPLERS[name](
+        case.energy, normal(500, 1, 3, seed=9), metric=metric, draws=draws, warmup=8 * thin, thin=thin
+    )
+    quantities = [lambda z: z, lambda z: z.square().sum(-1, keepdim=True)]
+    for of in quantities:
+        ranks = (of(found.samples[:, :, 0]) < of(case.truth)).sum(0)  # [problems, quantities], 0 to 15
+        for column in ranks.T.numpy():
+            assert stats.chisquare(np.bincount(column // 2, minlength=8)).pvalue > 0.01
+            smooth = (column + np.random.default_rng(0).random(500)) / (draws + 1)
+            assert stats.kstest(smooth, "uniform").pvalue > 0.01
+
+
+def test_the_metric_is_the_posterior_covariance_and_matches_autograd():
+    case = LinearGaussian.of()
+    metric = sample.gauss_newton(case.energy, normal(2, 3))
+    torch.testing.assert_close(metric.factor @ metric.factor.mT, case.covariance.expand(2, -1, -1))
+    torch.testing.assert_close(metric.log_volume, 0.5 * torch.logdet(case.covariance).expand(2))
+    torch.testing.assert_close(metric.inward(metric.outward(normal(2, 5, 3, seed=1))), normal(2, 5, 3, seed=1))
+
+    vae = priors.VAE((1, 4, 4), latent_dim=3, hidden=(8,)).double().eval().requires_grad_(False)
+    problem = measure.Problem(measure.Gaussian((1, 4, 4), 5), measure.SinusoidalNoise(0.2))
+    y, z = problem.observe(vae.decode(normal(2, 3))), normal(2, 3, seed=2)
+    target = energy.Energy(vae, energy.NoiseMisfit(problem, y), energy.LatentNorm(0.5, squared=True))
+    metric = sample.gauss_newton(target, z)
+    weights = problem.noise.std_map((5,)) ** -2
+    for k in range(2):
+        jacobian = torch.autograd.functional.jacobian(lambda v: problem.operator(vae.decode(v[None]))[0], z[k])
+        expected = torch.linalg.inv(torch.eye(3) + jacobian.T @ (weights[:, None] * jacobian))
+        torch.testing.assert_close(metric.factor[k] @ metric.factor[k].T, expected)
+    misfit = energy.SquaredMisfit(measure.Identity((3,), "real"), y[:, :3])
+    image_space = energy.Energy(priors.Linear(torch.eye(3).double()), misfit, space="x")
+    with pytest.raises(ValueError, match="energy: got one in space 'x'"):
+        sample.gauss_newton(image_space, z)
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, "annealed"])
+def test_an_image_is_sampled_alone_as_in_a_batch(name):
+    case = LinearGaussian.of(images=3)
+    run = SAMPLERS.get(name, lambda e, z, **o: sample.annealed_langevin(e, z, step=0.1, levels=3, steps=5, draws=20))
+    options = {"draws": 20, "warmup": 20}
+    z0 = normal(3, 2, 3, seed=3)
+    together, alone = run(case.energy, z0, **options), run(case.energy.select([0]), z0[:1], **options)
+    torch.testing.assert_close(together.samples[:, :1], alone.samples)
+    torch.testing.assert_close(together.accept_rate[:1], alone.accept_rate)
+    assert not torch.allclose(together.samples[:, 0], together.samples[:, 1])
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [70, 130])  # steps: in the warm-up, and while recording
+def test_a_killed_run_goes_on_to_the_same_chains(tmp_path, monkeypatch, after):
+    case, z0 = LinearGaussian.of(), normal(2, 2, 3, seed=3)
+    options = {"draws": 40, "warmup": 100, "thin": 2, "seed": 5}
+    whole = sample.mala(case.energy, z0, **options)
+    steps, step = [0], Hamiltonian.__call__
+
+    def mortal(*arguments):
+        steps[0] += 1
+        if steps[0] == after:
+            raise _Killed
+        return step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(Hamiltonian, "__call__", mortal)
+        sample.mala(case.energy, z0, checkpoint=tmp_path / "chains", **options)
+    resumed = sample.mala(case.energy, z0, checkpoint=tmp_path / "chains", **options)
+    for name, value in vars(whole).items():
+        assert torch.equal(value, getattr(resumed, name)), name
+    with pytest.raises(ValueError, match="checkpoint: got chains of another run"):
+        sample.mala(case.energy, z0 + 1, checkpoint=tmp_path / "chains", **options)
+
+
+def test_annealing_is_tempered_langevin_level_by_level():
+    """The step of each level is r h, and its misfit is divided by r² (Jalal et al.: lr ∝ σ², m / 2σ²)."""
+    case, z0 = LinearGaussian.of(), normal(2, 2, 3, seed=3)
+    found = sample.annealed_langevin(case.energy, z0, step=0.05, levels=2, ratio=3.0, steps=10, draws=5)
+    options = {"seed": 0}
+    first = sample.langevin(
+        case.energy.tempered(1 / 9), z0, step=0.15, warmup=9, draws=1, stream=("level", 0), **options
+    )
+    second = sample.langevin(case.energy, first.last, step=0.05, warmup=10, draws=5, stream=("level", 1), **options)
+    torch.testing.assert_close(found.samples, second.samples)
+    assert found.evaluations.tolist() == (first.evaluations + second.evaluations).tolist()
+
+
+def chains_of(samples):
+    _, images, chains = samples.shape[:3]
+    rate = torch.ones(images, chains)
+    return sample.Chains(samples, samples[..., 0].square(), rate, rate.long() * 0, torch.ones(images), rate.long())
+
+
+def test_diagnostics_tell_independent_draws_from_stuck_chains():
+    samples = normal(500, 3, 4, 2)
+    samples[:, 1, 0] += 3  # one chain elsewhere
+    samples[:, 2] = normal(1, 1, 4, 2, seed=1)[0]  # none moves
+    found = chains_of(samples).diagnostics()
+    assert found.converged.tolist() == [True, False, False]
+    assert abs(found.ess_bulk[0] / 2000 - 1).max() < 0.25
+    assert found.rhat[0].max() < 1.01 and found.rhat[1].max() > 1.3 and found.rhat[2].max() > 1000
+    text = str(found).splitlines()
+    assert "image 0: converged" in text[0] and all("has not converged" in line for line in text[1:])
+    with pytest.raises(ValueError, match="draws: got 3"):
+        chains_of(samples[:3]).diagnostics()
+
+
+def test_effective_sample_size_of_an_autoregression():
+    """AR(1) with coefficient ρ has N (1 − ρ) / (1 + ρ) effective draws of its mean."""
+    rho, noise = 0.6, normal(4000, 1, 4, 1)
+    samples = noise.clone()
+    for t in range(1, len(samples)):
+        samples[t] = rho * samples[t - 1] + (1 - rho**2) ** 0.5 * noise[t]
+    ess = chains_of(samples).diagnostics(of=lambda z: z).ess_bulk[0, 0]
+    assert abs(ess / (16000 * (1 - rho) / (1 + rho)) - 1) < 0.15
+
+
+def test_estimates_are_means_of_images():
+    case = LinearGaussian.of()
+    chains = chains_of(normal(7, 2, 3, 3))
+    prior = case.energy.prior
+    x = torch.stack([torch.stack([prior.decode(chains.samples[:, k, c]) for c in range(3)], 1) for k in range(2)], 1)
+    torch.testing.assert_close(chains.images(prior, rows=5), x)
+    torch.testing.assert_close(chains.estimate(prior), x.mean((0, 2)))
+    torch.testing.assert_close(chains.estimate(prior, "last"), x[-1].mean(1))
+
+
+def test_tweedie_is_the_mean_of_the_clean_image_given_the_noisy_one():
+    """Clean ~ N(0, C), noisy = clean + N(0, s² I): E[clean | noisy] = C (C + s² I)⁻¹ noisy."""
+    weight, s = normal(4, 4), 0.4
+    clean = weight @ weight.T
+    noisy = clean + s**2 * torch.eye(4)
+    x = normal(3, 4, seed=1)
+    found = sample.tweedie(priors.Linear(torch.linalg.cholesky(noisy)), x, s)
+    torch.testing.assert_close(found, x @ torch.linalg.solve(noisy, clean))
+
+
+def test_wrong_arguments_are_named():
+    case = LinearGaussian.of()
+    for arguments, message in [
+        ((case.energy, normal(3, 2, 3)), r"z0: got shape \(3, 2, 3\)"),
+        ((case.energy, normal(2, 2, 4)), "z0: got shape"),
+        (("energy", normal(2, 2, 3)), "energy: got str"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sample.mala(*arguments)
+    for options, message in [
+        ({"step": 0.0}, "step: got 0.0"),
+        ({"step": torch.ones(3)}, r"step: got \(3,\)"),
+        ({"draws": 0}, "draws: got 0"),
+        ({"warmup": -1}, "warmup: got -1"),
+        ({"metric": sample.Metric(torch.zeros(1, 3), torch.eye(3)[None])}, "metric: got one for latents of shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sample.mala(case.energy, normal(2, 3), **options)

@@ -1,0 +1,95 @@
+"""Choosing measurements: against brute force, and on a Gaussian, whose posterior is known."""
+
+import pytest
+import torch
+from sampling_cases import normal
+
+from companion import measure, priors, recover, sample
+
+SHAPE, STD = (1, 3, 4), 0.2
+WEIGHT = normal(12, 3) / 2
+IMAGES = (WEIGHT @ normal(3, 2, seed=1)).T.reshape(2, *SHAPE)
+
+
+def gaussian(draws=4000):
+    return sample.GaussianPosterior(torch.zeros(12).double(), WEIGHT @ WEIGHT.T, STD, draws=draws)
+
+
+def some_pixels():
+    mask = torch.zeros(2, *SHAPE, dtype=torch.bool)
+    mask[:, 0, 0], mask[1, 0, 0, 0], mask[1, 0, 2, 3] = True, False, True
+    return mask, IMAGES[mask].view(2, 4)
+
+
+def exact(mask, y, k):
+    operator = measure.Mask(mask[k], domain="real")
+    return recover.gaussian_map(operator, y[k : k + 1], WEIGHT, None, STD).x.flatten()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "latent"])
+def test_draws_of_the_posterior_have_its_mean_and_covariance(kind):
+    mask, y = some_pixels()
+    if kind == "gaussian":
+        drawn, least = gaussian()(mask, y, 1), 0.06
+    else:
+        prior = priors.Linear(WEIGHT, shape=SHAPE)
+        drawn, least = sample.LatentPosterior(prior, STD, chains=20, draws=60, search=40)(mask, y, 1), 0.12
+    for k in range(2):
+        seen = WEIGHT[mask[k].flatten()]
+        covariance = WEIGHT @ torch.linalg.inv(torch.eye(3) + seen.T @ seen / STD**2) @ WEIGHT.T
+        widths = covariance.diagonal().sqrt()
+        assert ((drawn[:, k].mean(0) - exact(mask, y, k)).abs() / widths).max() < least
+        assert (drawn[:, k].std(0) / widths - 1).abs().max() < least
+
+
+def test_hypotheses_that_the_pixels_contradict_are_dropped():
+    bright = priors.Linear(WEIGHT, torch.full((12,), 3.0).double(), SHAPE)
+    mask, y = some_pixels()
+    right, both = (
+        sample.LatentPosterior(p, STD, chains=3, draws=20)(mask, y, 1)
+        for p in ([priors.Linear(WEIGHT, shape=SHAPE)], [priors.Linear(WEIGHT, shape=SHAPE), bright])
+    )
+    assert (both.mean(0) - right.mean(0)).abs().max() < 0.2
+
+
+def test_greedy_takes_the_largest_variance_given_those_before():
+    covariance, taken = WEIGHT @ WEIGHT.T + 0.1 * torch.eye(12), torch.arange(12) == 4
+    chosen = sample.greedy(covariance, 4, STD, taken).tolist()
+    for number, pixel in enumerate(chosen):
+        before = chosen[:number]
+        inner = covariance[before][:, before] + STD**2 * torch.eye(number)
+        left = covariance - covariance[:, before] @ torch.linalg.inv(inner) @ covariance[before]
+        left = left.diagonal().clone()
+        left[[4, *before]] = -1
+        assert pixel == int(left.argmax())
+
+
+@pytest.mark.parametrize("rule", ["conditional", "variance", "epsilon"])
+def test_sensing_measures_new_pixels_and_learns(rule):
+    found = sample.adaptive_sensing(IMAGES, gaussian(300), rule, rounds=4, pixels=2, std=0.02)
+    assert all(len(set(row)) == 8 for row in found.places.tolist())
+    errors = (found.estimates - IMAGES).square().mean((2, 3, 4))
+    assert (errors[-1] < 0.1 * IMAGES.square().mean((1, 2, 3))).all()
+
+
+def test_every_rule_reads_the_same_noise():
+    """The first pixels of an order are measured alike whoever comes later, and estimates are the exact posterior's."""
+    order = torch.tensor([3, 7, 0, 11])
+    one = sample.adaptive_sensing(IMAGES, gaussian(), "order", rounds=2, pixels=2, std=STD, order=order)
+    other = sample.adaptive_sensing(
+        IMAGES, gaussian(), "order", rounds=1, pixels=2, std=STD, order=order.flip(0).roll(2)
+    )
+    assert one.places.tolist() == [[3, 7, 0, 11]] * 2
+    torch.testing.assert_close(one.estimates[0], other.estimates[0])
+
+
+def test_optimisation_finds_the_brightest_pixel_of_images_it_knows():
+    for rule in ("ucb", "thompson", "mean"):
+        found = sample.bayesian_optimisation(IMAGES, gaussian(300), rule, rounds=8, std=0.01)
+        assert (found.regret.diff(dim=0) <= 0).all() and (found.regret >= 0).all()
+        assert found.regret[-1].max() < 0.05
+    order = IMAGES.flatten(1).argsort(1)  # darkest first
+    worst = sample.bayesian_optimisation(IMAGES, None, "order", rounds=12, order=order)
+    torch.testing.assert_close(worst.regret, IMAGES.flatten(1).amax(1) - IMAGES.flatten(1).sort(1).values.T)
+    with pytest.raises(ValueError, match="posterior: got None"):
+        sample.bayesian_optimisation(IMAGES, None, "ucb")

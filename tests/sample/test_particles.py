@@ -1,0 +1,108 @@
+"""Sequential Monte Carlo and Stein variational gradient descent against closed forms."""
+
+import math
+
+import pytest
+import torch
+from sampling_cases import LinearGaussian, normal
+from scipy import integrate
+
+from companion import measure, priors, sample
+from companion.energy import Energy, LatentNorm, NoiseMisfit
+from companion.measure.base import Operator
+from companion.sample.svgd import _direction
+
+
+def test_smc_finds_evidence_mean_and_covariance():
+    case, particles = LinearGaussian.of(images=4), 1000
+    found = sample.smc(case.energy, particles=particles, seed=1)
+    assert (found.log_evidence - case.log_evidence).abs().max() < 0.25
+    width = case.covariance.diagonal().sqrt()
+    assert ((found.samples.mean(0) - case.mean).abs() / width).max() < 5 / particles**0.5
+    for k in range(4):
+        torch.testing.assert_close(torch.cov(found.samples[:, k].T), case.covariance, atol=0.03, rtol=0.1)
+    assert all(path == sorted(path) and path[0] == 0 and path[-1] == 1 for path in found.temperatures)
+
+
+class Absolute(Operator):
+    """f(x) = |x|, whose posterior has two modes."""
+
+    def apply(self, x):
+        return x.abs()
+
+
+def test_smc_keeps_both_modes_and_a_chain_does_not():
+    """y = |z| + δ in one dimension; the evidence by quadrature."""
+    std, y = 0.1, torch.tensor([[1.2]], dtype=torch.float64)
+    problem = measure.Problem(Absolute((1,), (1,), "real"), measure.GaussianNoise(std))
+    prior = priors.Linear(torch.eye(1, dtype=torch.float64))
+    energy = Energy(prior, NoiseMisfit(problem, y), LatentNorm(0.5, squared=True))
+
+    def density(z):
+        return math.exp(-0.5 * z**2 - 0.5 * ((abs(z) - 1.2) / std) ** 2) / (2 * math.pi * std)
+
+    evidence = math.log(integrate.quad(density, -3, 3, points=[-1.2, 0, 1.2])[0])
+    found = sample.smc(energy, particles=1000)
+    assert abs(float(found.log_evidence[0]) - evidence) < 0.2
+    assert 0.42 < float((found.samples > 0).double().mean()) < 0.58
+    chain = sample.hmc(energy, torch.ones(1, 4, 1).double(), draws=200, warmup=100)
+    assert (chain.samples > 0).all()  # all four agree, and miss half of the posterior
+    assert chain.diagnostics().rhat.max() < 1.05
+
+
+def test_smc_treats_images_apart_and_names_what_it_cannot_do():
+    case = LinearGaussian.of(images=3)
+    together, alone = sample.smc(case.energy, particles=30), sample.smc(case.energy.select([0]), particles=30)
+    torch.testing.assert_close(together.samples[:, :1], alone.samples)
+    torch.testing.assert_close(together.log_evidence[:1], alone.log_evidence)
+    other = Energy(case.energy.prior, case.energy.terms[0][1], LatentNorm(1.0, squared=True))
+    with pytest.raises(ValueError, match="energy: got another penalty"):
+        sample.smc(other, particles=10)
+
+
+def test_the_direction_of_svgd_is_liu_and_wangs():
+    """Their eq. 8, particle by particle, with the kernel's gradient by automatic differentiation."""
+    z, score = normal(1, 5, 2), normal(1, 5, 2, seed=1)
+    squared = torch.cdist(z[0], z[0]).square()
+    width = squared.flatten().median() / math.log(6)
+    expected = torch.zeros(5, 2).double()
+    for i in range(5):
+        for j in range(5):
+            at = z[0, j].clone().requires_grad_()
+            kernel = torch.exp(-(at - z[0, i]).square().sum() / width)
+            expected[i] += (kernel.detach() * score[0, j] + torch.autograd.grad(kernel, at)[0]) / 5
+    torch.testing.assert_close(_direction(z, score, torch.ones(1, 5).bool())[0], expected)
+
+
+def test_svgd_finds_mean_and_width_of_a_gaussian():
+    case = LinearGaussian.of(images=2, n=2)
+    found = sample.svgd(case.energy, normal(2, 60, 2), iterations=150, step=0.05)
+    found = sample.svgd(case.energy, found, iterations=150, step=0.005)
+    width = case.covariance.diagonal().sqrt()
+    assert ((found.mean(1) - case.mean).abs() / width).max() < 0.15
+    assert (found.std(1) / width - 1).abs().max() < 0.25
+
+
+def test_projected_svgd_moves_the_informed_direction_alone():
+    """One measurement of 6 latents: along its row the posterior, across it the draws of the prior."""
+    case = LinearGaussian.of(images=1, n=6, m=1, std=0.3)
+    z0 = normal(1, 80, 6, seed=2)
+    problem = case.energy.terms[0][1].problem
+    row = (problem.operator.matrix(z0) @ case.energy.prior.weight)[0]
+    along = row / row.norm()
+    found = sample.projected_svgd(case.energy, z0, iterations=300, step=0.05)
+    across = torch.eye(6).double() - torch.outer(along, along)
+    torch.testing.assert_close(found @ across, z0 @ across)
+    mean, std = case.mean[0] @ along, (along @ case.covariance @ along).sqrt()
+    assert abs(float(((found @ along).mean() - mean) / std)) < 0.25
+    assert abs(float((found @ along).std() / std) - 1) < 0.25
+
+
+def test_a_particle_without_energy_stays_and_repels_nobody():
+    def half(z):
+        return torch.where(z[:, 0] < 5, 0.5 * z[:, 0].square(), torch.nan)
+
+    z0 = normal(1, 20, 1)
+    lost = torch.cat([z0, torch.full((1, 1, 1), 9.0).double()], 1)
+    found = sample.svgd(half, lost, iterations=20)
+    assert found[0, -1] == 9 and found.isfinite().all()
