@@ -3,7 +3,7 @@
 from companion.bayes.divergence import Divergence, Weighted, jeffreys, weighted
 from companion.bayes.laplace import Laplace, laplace
 from companion.bayes.problems import Barrier, Elliptic, FieldProblem, Synthetic, barrier
-from companion.bayes.train import Settings, Stage, train_msign
+from companion.bayes.train import Settings, Stage, amortised_svgd, train_msign
 
 __all__ = [
     "Barrier",
@@ -15,6 +15,7 @@ __all__ = [
     "Stage",
     "Synthetic",
     "Weighted",
+    "amortised_svgd",
     "barrier",
     "jeffreys",
     "laplace",

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from companion import _support
-from companion.bayes.divergence import Weighted, reverse_term, weighted
+from companion.bayes.divergence import Weighted, reverse_term, stein_term, weighted
 from companion.bayes.laplace import aim
 from companion.bayes.problems import FieldProblem
 from companion.priors.msign import Mirrored, MsIGN
@@ -30,8 +31,8 @@ class Settings:
     clip
         Bound on the gradient's norm.
     objective, gradient
-        "jeffreys" or "kl" (its first half alone, KL(p‖q)); "path" or "score" (see
-        :func:`companion.bayes.divergence.reverse_term`).
+        "jeffreys", "kl" (its first half alone, KL(p‖q)) or "stein" (:func:`companion.bayes.divergence.stein_term`);
+        "path" or "score" for the first two (see :func:`companion.bayes.divergence.reverse_term`).
     """
 
     iterations: int = 300
@@ -54,9 +55,10 @@ class Stage:
     scale : int
         l.
     loss : list
-        The objective at each iteration: the sum of the two halves, without log Z; NaN where no sample was sound.
+        The objective at each iteration: the sum of the two halves, without log Z; for "stein" the length of the
+        particles' moves; NaN where no sample was sound.
     ess, raw_ess, power : float
-        Of the pool (see :class:`companion.bayes.divergence.Weighted`); NaN for "kl".
+        Of the pool (see :class:`companion.bayes.divergence.Weighted`); NaN for the other objectives.
     simulations : int
         Forward simulations that the stage took.
     """
@@ -99,7 +101,9 @@ def train_msign(
         Of all draws; each stage and purpose has its own stream.
     """
     settings = settings or Settings()
-    _support.one_of("objective", settings.objective, ("jeffreys", "kl"))
+    _support.one_of("objective", settings.objective, ("jeffreys", "kl", "stein"))
+    if settings.objective == "stein" and not isinstance(model, MsIGN):
+        raise ValueError(f"model: got {type(model).__name__} for 'stein'; allowed: MsIGN, whose samples are particles")
     problems = [problem]
     for _ in range(model.scales - 1):
         problems.append(problems[-1].coarsen())
@@ -107,6 +111,12 @@ def train_msign(
         _train_stage(problems[model.scales - scale], model.at(scale), settings, first_samples, seed)
         for scale in (range(1, model.scales + 1) if scales is None else scales)
     ]
+
+
+def amortised_svgd(problem: FieldProblem, model: MsIGN, settings: Settings | None = None, seed: int = 0) -> Stage:
+    """Train all of a model, in place, at the finest scale alone, by Stein's moves: the rival of Zhang et al. 2021."""
+    how = replace(settings or Settings(), objective="stein")
+    return train_msign(problem, model, how, [model.scales], seed=seed)[0]
 
 
 def _train_stage(
@@ -127,7 +137,10 @@ def _train_stage(
         for group in optimiser.param_groups:
             group["lr"] = how.rate * (how.last_rate + (1 - how.last_rate) * cosine)
         z = _support.normal((how.batch, model.field.latent_dim), latents, model.field.like)
-        value, loss = reverse_term(model, problem.log_density, z, how.gradient)
+        if how.objective == "stein":
+            value, loss = stein_term(cast(MsIGN, model), problem.log_density, z)
+        else:
+            value, loss = reverse_term(model, problem.log_density, z, how.gradient)
         if pool:
             x = pool.draw(how.batch, picks)
             forward = -model.log_prob(x).mean()
