@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from companion import _support
+from companion.priors.msign import MsIGN
+from companion.sample.svgd import direction
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -127,6 +129,22 @@ def reverse_term(model: Model, log_density: LogDensity, z: Tensor, gradient: str
     # the baseline of each sample is the mean of the others, so that the estimate stays unbiased
     centred = (gap - gap.mean()) * len(gap) / max(len(gap) - 1, 1)
     return gap.mean(), (centred * log_prob).mean()
+
+
+def stein_term(model: MsIGN, log_density: LogDensity, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The length of SVGD's moves of the fields of latents z [batch, d], and a loss whose gradient makes them.
+
+    Amortised SVGD (Feng et al. 2017) moves the model's parameters so that its samples move as particles would: the
+    loss is −mean of φ(x)ᵀx with φ held fixed. Particles live in the prior's coordinates, where the field is white.
+    Samples where log_density or its gradient is NaN are left out.
+    """
+    latents = model.field.encode(model.decode(z))
+    at = latents.detach().requires_grad_()
+    target = log_density(model.field.decode(at))
+    (slope,) = torch.autograd.grad(target.sum(), at)
+    sound = torch.isfinite(target) & torch.isfinite(slope).all(1)
+    move = direction(at.detach()[None], slope[None], sound[None])[0][sound]
+    return move.norm(dim=1).mean(), -(move * latents[sound]).sum(1).mean()
 
 
 @dataclass(frozen=True)

@@ -260,13 +260,16 @@ def barrier(problem: FieldProblem, starts: int = 3, seed: int = 0) -> Barrier:
     draws = _support.normal((max(starts - 2, 0), field.latent_dim), seed, field.like, "start")
     first = torch.stack([field.encode(pooled[None])[0], torch.zeros_like(pooled)])[:starts]
     z = torch.cat([first, 0.3 * draws])
-    mode, top = _maximise(problem, z, symmetric=False)
-    saddle, least = _maximise(problem, z, symmetric=True)
+    mode, top = maximise(problem, z, symmetric=False)
+    saddle, least = maximise(problem, z, symmetric=True)
     return Barrier(top - least, mode, saddle)
 
 
-def _maximise(problem: FieldProblem, starts: Tensor, symmetric: bool) -> tuple[Tensor, float]:
-    """The field of largest log-density found from latents `starts`, among symmetric fields or among all."""
+def maximise(problem: FieldProblem, starts: Tensor, symmetric: bool = False) -> tuple[Tensor, float]:
+    """The field [side²] of largest log-density found by L-BFGS from latents `starts` [n, side²], and that log-density.
+
+    With `symmetric`, among fields that are their own mirror image.
+    """
 
     def field_of(z: Tensor) -> Tensor:
         x = problem.field.decode(z)

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from companion import _support
-from companion.bayes.divergence import Weighted, reverse_term, weighted
+from companion.bayes.divergence import Weighted, reverse_term, stein_term, weighted
+from companion.bayes.laplace import aim
 from companion.bayes.problems import FieldProblem
 from companion.priors.msign import Mirrored, MsIGN
 
@@ -20,16 +22,17 @@ class Settings:
     Attributes
     ----------
     iterations, batch
-        Adam steps, and samples in each of the two terms of the objective.
+        Adam steps, and samples in each of the two terms of the objective. With 0 steps an affine layer is aimed only.
     pool, least_ess
-        Samples of the proposal, drawn once a stage, and how many effective ones they must be worth.
+        Samples of the proposal, drawn once a stage (and for :func:`companion.bayes.laplace.aim`), and how many
+        effective ones they must be worth.
     rate, last_rate
         Learning rate at the start; the cosine's end as a part of it.
     clip
         Bound on the gradient's norm.
     objective, gradient
-        "jeffreys" or "kl" (its first half alone, KL(p‖q)); "path" or "score" (see
-        :func:`companion.bayes.divergence.reverse_term`).
+        "jeffreys", "kl" (its first half alone, KL(p‖q)) or "stein" (:func:`companion.bayes.divergence.stein_term`);
+        "path" or "score" for the first two (see :func:`companion.bayes.divergence.reverse_term`).
     """
 
     iterations: int = 300
@@ -52,9 +55,10 @@ class Stage:
     scale : int
         l.
     loss : list
-        The objective at each iteration: the sum of the two halves, without log Z; NaN where no sample was sound.
+        The objective at each iteration: the sum of the two halves, without log Z; for "stein" the length of the
+        particles' moves; NaN where no sample was sound.
     ess, raw_ess, power : float
-        Of the pool (see :class:`companion.bayes.divergence.Weighted`); NaN for "kl".
+        Of the pool (see :class:`companion.bayes.divergence.Weighted`); NaN for the other objectives.
     simulations : int
         Forward simulations that the stage took.
     """
@@ -77,8 +81,9 @@ def train_msign(
 ) -> list[Stage]:
     """Train a model, in place, to the posterior at each scale in turn.
 
-    At scale l all F_1, …, F_l are trained; the proposal of the forward term is the model of the last stage with its
-    prior conditioning, q̃_l, weighted by q_l over its realised density.
+    At scale l all F_1, …, F_l are trained; the proposal of the forward term is the model as the stage finds it, which
+    is that of the last stage with its prior conditioning, q̃_l, weighted by q_l over its realised density. Where F_l has
+    an affine layer, that is aimed first (:func:`companion.bayes.laplace.aim`), and the proposal has it too.
 
     Parameters
     ----------
@@ -96,7 +101,9 @@ def train_msign(
         Of all draws; each stage and purpose has its own stream.
     """
     settings = settings or Settings()
-    _support.one_of("objective", settings.objective, ("jeffreys", "kl"))
+    _support.one_of("objective", settings.objective, ("jeffreys", "kl", "stein"))
+    if settings.objective == "stein" and not isinstance(model, MsIGN):
+        raise ValueError(f"model: got {type(model).__name__} for 'stein'; allowed: MsIGN, whose samples are particles")
     problems = [problem]
     for _ in range(model.scales - 1):
         problems.append(problems[-1].coarsen())
@@ -106,15 +113,23 @@ def train_msign(
     ]
 
 
+def amortised_svgd(problem: FieldProblem, model: MsIGN, settings: Settings | None = None, seed: int = 0) -> Stage:
+    """Train all of a model, in place, at the finest scale alone, by Stein's moves: the rival of Zhang et al. 2021."""
+    how = replace(settings or Settings(), objective="stein")
+    return train_msign(problem, model, how, [model.scales], seed=seed)[0]
+
+
 def _train_stage(
     problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: Tensor | None, seed: int
 ) -> Stage:
     stage, before = Stage(model.scales), problem.simulations
-    pool = _pool(problem, model, how, given, seed) if how.objective == "jeffreys" else None
+    if model.directed:
+        aim(problem, model, how.pool, seed=seed)
+    pool = _pool(problem, model, how, given, seed) if how.objective == "jeffreys" and how.iterations else None
     if pool:
         stage.ess, stage.raw_ess, stage.power = pool.ess, pool.raw_ess, pool.power
     parameters = list(model.parameters())
-    optimiser = torch.optim.Adam(parameters, how.rate, betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(parameters, how.rate, betas=(0.9, 0.99), fused=True)
     latents = _support.generator(seed, "train", "latents", model.scales)
     picks = _support.generator(seed, "train", "pool", model.scales)
     for iteration in range(how.iterations):
@@ -122,7 +137,10 @@ def _train_stage(
         for group in optimiser.param_groups:
             group["lr"] = how.rate * (how.last_rate + (1 - how.last_rate) * cosine)
         z = _support.normal((how.batch, model.field.latent_dim), latents, model.field.like)
-        value, loss = reverse_term(model, problem.log_density, z, how.gradient)
+        if how.objective == "stein":
+            value, loss = stein_term(cast(MsIGN, model), problem.log_density, z)
+        else:
+            value, loss = reverse_term(model, problem.log_density, z, how.gradient)
         if pool:
             x = pool.draw(how.batch, picks)
             forward = -model.log_prob(x).mean()
@@ -144,9 +162,8 @@ def _pool(problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: 
     if model.scales == 1 and given is not None:
         even = given.new_zeros(len(given))
         return weighted(given, even, even, how.least_ess)
-    proposal = problem.field if model.scales == 1 else model.conditioned()
-    x = proposal.sample(how.pool, seed=_support.generator(seed, "train", "proposal", model.scales))
+    x = model.sample(how.pool, seed=_support.generator(seed, "train", "proposal", model.scales))
     batches = x.split(how.batch)
     target = torch.cat([problem.log_density(part) for part in batches])
-    own = torch.cat([proposal.log_prob(part) for part in batches])
+    own = torch.cat([model.log_prob(part) for part in batches])
     return weighted(x, target, own, how.least_ess)

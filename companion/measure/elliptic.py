@@ -175,7 +175,10 @@ class _Direct(_Solver):
             if r:
                 link = rows[:, r]
                 block -= link[:, :, None] * self.inverses[-1] * link[:, None]
-            self.inverses.append(torch.cholesky_inverse(torch.linalg.cholesky_ex(block)[0]))
+            factor, failed = torch.linalg.cholesky_ex(block)
+            # an image too wild to factorise is solved wrongly, which its residual tells, rather than abort the batch
+            factor = factor.where((failed == 0)[:, None, None], torch.eye(factor.shape[1]).to(factor))
+            self.inverses.append(torch.cholesky_inverse(factor))
 
     def solve(self, load: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
         down: list[Tensor] = []

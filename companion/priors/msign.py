@@ -2,11 +2,12 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from companion import _support
 from companion.priors.base import standard_normal_log_density
@@ -14,7 +15,7 @@ from companion.priors.bijections import Bijection, Chain, ChannelMix, Coupling, 
 from companion.priors.conditioning import GaussianConditioning
 from companion.priors.fields import GaussianField
 from companion.priors.flow import Flow
-from companion.priors.networks import ConvConditioner
+from companion.priors.networks import PixelLayer, he_initialise, zero_last
 
 Shape = tuple[int, ...]
 
@@ -104,9 +105,14 @@ class MsIGN(Flow, stored=False):
     scales
         L, number of scales; None for all, down to the coarsest even side (2 × 2 for powers of two).
     steps, width
-        K, number of Glow steps in each F_l, and hidden channels of their couplings (Table 4).
+        K, number of Glow steps in each F_l or one number for every scale, and hidden channels of their couplings
+        (Table 4).
+    rank
+        Of the :class:`DirectedAffine` after the Glow steps of every scale; 0 for none, as in the paper.
     flows
-        F_1, …, F_L in place of Glow steps: maps of [batch, 1, side_l, side_l].
+        F_1, …, F_L in place of all that: maps of [batch, 1, side_l, side_l].
+    conditionings
+        PC_2, …, PC_L in place of the field's own.
     seed
         Seed of the initial weights.
     """
@@ -115,9 +121,11 @@ class MsIGN(Flow, stored=False):
         self,
         field: GaussianField,
         scales: int | None = None,
-        steps: int = 16,
+        steps: int | Sequence[int] = 16,
         width: int = 32,
+        rank: int = 0,
         flows: Sequence[Bijection] | None = None,
+        conditionings: Sequence[Bijection] | None = None,
         seed: int = 0,
     ) -> None:
         fields = [field]
@@ -127,10 +135,15 @@ class MsIGN(Flow, stored=False):
             raise ValueError(f"scales: got {scales}; allowed: 1 to {len(fields)} for side {field.side}")
         with torch.device("cpu"):  # where the random numbers are drawn, whatever the default device is
             if flows is None:
-                flows = [GlowBlock(1, steps, width, seed, scale) for scale in range(1, len(fields) + 1)]
-                for flow in flows:
-                    flow.to(field.like)
-            conditionings = [GaussianConditioning(f) for f in fields[-2::-1]]
+                each = [steps] * len(fields) if isinstance(steps, int) else list(steps)
+                if len(each) != len(fields):
+                    raise ValueError(f"steps: got {len(each)} numbers; allowed: one, or {len(fields)}, one a scale")
+                flows = [
+                    _stage(f, k, width, rank, seed, scale)
+                    for scale, (f, k) in enumerate(zip(fields[::-1], each, strict=True), 1)
+                ]
+            if conditionings is None:
+                conditionings = [GaussianConditioning(f) for f in fields[-2::-1]]
             scheme = Scales((1, field.side, field.side), fields[-1].modes, conditionings, flows)
             super().__init__((field.side**2,), _Fields(scheme), pixels=None)
         self.field = field
@@ -149,6 +162,12 @@ class MsIGN(Flow, stored=False):
         """L, number of scales."""
         return len(self.scheme.flows)
 
+    @property
+    def directed(self) -> "DirectedAffine | None":
+        """The affine layer of the finest scale, if it has one."""
+        last = self.scheme.flows[-1]
+        return last if isinstance(last, DirectedAffine) else None
+
     def at(self, scale: int) -> "MsIGN":
         """The model of the fields of one scale, 1 … L; it shares F_1, …, F_scale with this one, so trains them."""
         if not 1 <= _support.count("scale", scale) <= self.scales:
@@ -156,11 +175,15 @@ class MsIGN(Flow, stored=False):
         field = self.field
         for _ in range(self.scales - scale):
             field = field.coarsen()
-        return MsIGN(field, scale, flows=list(self.scheme.flows)[:scale])
+        return self._with(field, list(self.scheme.flows)[:scale])
 
     def conditioned(self) -> "MsIGN":
         """q̃_L: a copy of the model one scale coarser, with the prior conditioning and F_L the identity."""
-        return MsIGN(self.field, self.scales, flows=[*copy.deepcopy(list(self.scheme.flows)[:-1]), Identity()])
+        return self._with(self.field, [*copy.deepcopy(list(self.scheme.flows)[:-1]), Chain([])])
+
+    def _with(self, field: GaussianField, flows: Sequence[Bijection]) -> "MsIGN":
+        """A model of as many scales as there are flows, with the same conditioning."""
+        return MsIGN(field, len(flows), flows=flows, conditionings=list(self.scheme.conditionings)[: len(flows) - 1])
 
     def decode_with_log_prob(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Fields x = T(z), [batch, side²], and log p(x) in nats, [batch]."""
@@ -189,14 +212,20 @@ class Mirrored(nn.Module):
         """L, number of scales."""
         return self.half_model.scales
 
+    @property
+    def directed(self) -> "DirectedAffine | None":
+        """The affine layer of the finest scale, if it has one."""
+        return self.half_model.directed
+
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, [batch]."""
-        return self._mixed(self.half_model.log_prob(x), x)
+        here, there = self.half_model.log_prob(torch.cat([x, self.field.mirror(x)])).chunk(2)
+        return torch.logaddexp(here, there) - math.log(2)
 
     def decode_with_log_prob(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Fields of f at latents z, [batch, side²], and log p of them in nats, [batch]."""
         x, log_half = self.half_model.decode_with_log_prob(z)
-        return x, self._mixed(log_half, x)
+        return x, torch.logaddexp(log_half, self.half_model.log_prob(self.field.mirror(x))) - math.log(2)
 
     def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """Draw n fields, [n, side²]: of f, each mirrored with probability 1/2."""
@@ -211,19 +240,6 @@ class Mirrored(nn.Module):
     def conditioned(self) -> "Mirrored":
         """q̃_L: see :meth:`MsIGN.conditioned`."""
         return Mirrored(self.half_model.conditioned())
-
-    def _mixed(self, log_half: Tensor, x: Tensor) -> Tensor:
-        return torch.logaddexp(log_half, self.half_model.log_prob(self.field.mirror(x))) - math.log(2)
-
-
-class Identity(Bijection):
-    """x itself."""
-
-    def encode(self, x: Tensor) -> Mapped:
-        return x, x.new_zeros(len(x))
-
-    def decode(self, z: Tensor) -> Mapped:
-        return self.encode(z)
 
 
 class GlowBlock(Bijection):
@@ -248,7 +264,7 @@ class GlowBlock(Bijection):
         wide, parts, product = 4 * channels, [], torch.eye(4 * channels, dtype=torch.float64)
         for step in range(_support.count("steps", steps)):
             draw = _support.generator(seed, "weights", scale, step)
-            network = ConvConditioner(wide // 2, 2 * (wide - wide // 2), width, draw)
+            network = PatchConditioner(wide // 2, 2 * (wide - wide // 2), width, draw)
             mix = ChannelMix(wide, "rotation", draw).double()
             product = mix.mix.matrices()[0].detach() @ product
             parts += [mix, Coupling(network, "affine")]
@@ -267,3 +283,111 @@ class GlowBlock(Bijection):
     def decode(self, z: Tensor) -> Mapped:
         h, log_det = self.chain.decode(self.squeeze.encode(z)[0])
         return self.squeeze.decode(h)[0], log_det
+
+
+class DirectedAffine(Bijection):
+    """An affine map of a field's coordinates along a few directions, which leaves all else as it is.
+
+    c = V z of the prior's latents z along orthonormal V [rank, d] becomes M ((I + T) c + t) + b. V, M and b are
+    given once, from data (:meth:`aim`); T and t are learned, in units of what M and b made, as sharp directions need.
+    What turns MsIGN's conditioned proposal into the finer posterior is such a shear, which couplings learn slowly.
+
+    Parameters
+    ----------
+    field
+        The prior of the images [batch, 1, side, side].
+    rank
+        Number of directions, at most side². The layer starts as the identity.
+    inner
+        A map of the same images that comes before it towards x: its Glow steps.
+    """
+
+    analysis: Tensor
+    synthesis: Tensor
+    matrix: Tensor
+    shift: Tensor
+
+    def __init__(self, field: GaussianField, rank: int, inner: Bijection | None = None) -> None:
+        super().__init__()
+        self.inner = inner
+        if not 1 <= _support.count("rank", rank) <= field.latent_dim:
+            raise ValueError(f"rank: got {rank}; allowed: 1 to {field.latent_dim}")
+        like = field.like
+        self.register_buffer("analysis", like.new_zeros(rank, field.latent_dim))
+        self.register_buffer("synthesis", like.new_zeros(rank, field.latent_dim))
+        self.register_buffer("matrix", like.new_zeros(rank, rank))
+        self.register_buffer("shift", like.new_zeros(rank))
+        self.tilt = nn.Parameter(like.new_zeros(rank, rank))
+        self.offset = nn.Parameter(like.new_zeros(rank))
+        self.aim(field, torch.eye(rank, field.latent_dim).to(like), torch.eye(rank).to(like), self.shift)
+
+    @torch.no_grad()
+    def aim(self, field: GaussianField, directions: Tensor, matrix: Tensor, shift: Tensor) -> None:
+        """Set V [rank, d], M [rank, rank] and b [rank], and T and t back to 0."""
+        self.synthesis.copy_(field.decode(directions))
+        self.analysis.copy_(field.precision(self.synthesis))
+        self.matrix.copy_(matrix)
+        self.shift.copy_(shift)
+        self.tilt.zero_()
+        self.offset.zero_()
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """c of fields x [batch, side²], [batch, rank]."""
+        return x @ self.analysis.T
+
+    def encode(self, x: Tensor) -> Mapped:
+        y, log_det = self._moved(x, lambda c: torch.linalg.solve(self._slope(), (c - self._constant()).T).T)
+        z, inner = self.inner.encode(y) if self.inner else (y, 0.0)
+        return z, inner - log_det
+
+    def decode(self, z: Tensor) -> Mapped:
+        y, inner = self.inner.decode(z) if self.inner else (z, 0.0)
+        x, log_det = self._moved(y, lambda c: c @ self._slope().T + self._constant())
+        return x, inner + log_det
+
+    def _moved(self, x: Tensor, move: Callable[[Tensor], Tensor]) -> Mapped:
+        """Images with other coordinates, and the log-determinant of the map towards x."""
+        flat = x.flatten(1)
+        c = self.coordinates(flat)
+        log_det = torch.linalg.slogdet(self._slope())[1]
+        return (flat + (move(c) - c) @ self.synthesis).view_as(x), log_det.expand(len(x))
+
+    def _slope(self) -> Tensor:
+        return self.matrix + self.matrix @ self.tilt
+
+    def _constant(self) -> Tensor:
+        return self.matrix @ self.offset + self.shift
+
+
+class PatchConditioner(nn.Sequential):
+    """Glow's three convolutions, 3×3 → 1×1 → 3×3 with ReLU, for small images; the last starts at zero."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, seed: int | torch.Generator) -> None:
+        first, last = PatchLayer(inputs, width), PatchLayer(width, outputs)
+        super().__init__(first, nn.ReLU(), PixelLayer(width, width), last)
+        he_initialise(self, seed)
+        zero_last(last)
+
+
+class PatchLayer(nn.Conv2d):
+    """A 3×3 convolution; of small images as one product of matrices, which saves several times the time on a CPU."""
+
+    largest = 64  # pixels; beyond, the copies of every patch cost more than they save
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] == (1, 1):  # the centre alone sees a pixel
+            return F.linear(x[:, :, 0, 0], self.weight[:, :, 1, 1], self.bias)[:, :, None, None]
+        if x[0, 0].numel() > self.largest:
+            return super().forward(x)
+        patches = F.pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1)  # [b, h, w, c, 3, 3]
+        return F.linear(patches.flatten(3), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
+def _stage(field: GaussianField, steps: int, width: int, rank: int, seed: int, scale: int) -> Bijection:
+    """F_l: Glow steps, then the affine layer; decoding is towards x."""
+    some = _support.count("steps", steps, least=0) > 0
+    glow = GlowBlock(1, steps, width, seed, scale).to(field.like) if some else Chain([])
+    return DirectedAffine(field, min(rank, field.latent_dim), glow) if rank else glow

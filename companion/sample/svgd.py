@@ -70,7 +70,7 @@ def _descend(rows: Rows, u: Tensor, basis: Tensor | None, iterations: int, step:
         score = -state.gradient.view_as(place)
         if basis is not None:
             place, score = place @ basis, score @ basis
-        move = _direction(place, score, fine.view(rows.images, rows.chains))
+        move = direction(place, score, fine.view(rows.images, rows.chains))
         mean_square = move.square() if mean_square is None else 0.9 * mean_square + 0.1 * move.square()
         move = step * move / (1e-6 + mean_square.sqrt())
         moved = u + (move if basis is None else move @ basis.mT).flatten(0, 1)
@@ -78,7 +78,7 @@ def _descend(rows: Rows, u: Tensor, basis: Tensor | None, iterations: int, step:
     return u
 
 
-def _direction(z: Tensor, score: Tensor, fine: Tensor) -> Tensor:
+def direction(z: Tensor, score: Tensor, fine: Tensor) -> Tensor:
     """φ(zᵢ) = mean over j of k(zⱼ, zᵢ) scoreⱼ + ∇ⱼ k(zⱼ, zᵢ), [images, particles, n]; of `fine` particles j alone."""
     squared = torch.cdist(z, z).square()
     width = squared.flatten(1).median(1).values / torch.log(torch.tensor(z.shape[1] + 1.0)) + 1e-12

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from companion.bayes import Settings, Synthetic, jeffreys, train_msign, weighted
-from companion.bayes.divergence import reverse_term
+from companion.bayes import Settings, Synthetic, amortised_svgd, jeffreys, train_msign, weighted
+from companion.bayes.divergence import reverse_term, stein_term
 from companion.priors.bijections import ActNorm
 from companion.priors.fields import GaussianField
 from companion.priors.msign import Mirrored, MsIGN
@@ -81,6 +81,40 @@ def test_a_failed_simulation_is_left_out_of_the_reverse_term(gradient: str) -> N
     wanted = gradients(z[~wild], lambda x: -x.square().sum(1))
     for found, right in zip(gradients(z, failing), wanted, strict=True):
         torch.testing.assert_close(found, right, rtol=0, atol=1e-10)
+
+
+def test_the_gradient_of_the_stein_term_is_that_of_moving_particles() -> None:
+    """Kernel and direction written out with loops (Liu & Wang 2016, eq. 8), chained through the model's Jacobian."""
+    norm, field = ActNorm(1).double(), GaussianField(2)
+    model = MsIGN(field, flows=[norm])
+    z = torch.randn(7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    log_density = GaussianField(2, beta=2.5).log_prob
+    u = field.encode(model.decode(z)).detach()
+    scores = torch.autograd.functional.jacobian(lambda v: log_density(field.decode(v)).sum(), u)
+    distances = torch.stack([(a - b).square().sum() for a in u for b in u])
+    width = distances.median() / math.log(8)
+    moves = torch.zeros_like(u)
+    for i in range(7):
+        for j in range(7):
+            kernel = torch.exp(-(u[i] - u[j]).square().sum() / width)
+            moves[i] += kernel * (scores[j] + 2 / width * (u[i] - u[j])) / 7
+    jacobian = torch.autograd.functional.jacobian(lambda b: field.encode(model.decode(z) - b), norm.bias.detach())
+    expected = -(moves[:, :, None] * jacobian).sum((0, 1)) / 7
+    (found,) = torch.autograd.grad(stein_term(model, log_density, z)[1], norm.bias)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_amortised_svgd_approaches_a_gaussian() -> None:
+    problem = Synthetic(4, gamma=10.0)  # hardly any data: the posterior is the prior, nearly
+    field = problem.coarsen().field
+    norm = ActNorm(1).double()
+    with torch.no_grad():
+        norm.bias.fill_(1.0)
+    model = MsIGN(field, flows=[norm])
+    stage = amortised_svgd(problem.coarsen(), model, Settings(iterations=150, rate=3e-2), seed=1)
+    assert abs(float(norm.bias.detach())) < 0.2 and stage.simulations == 150 * 100 * 2
+    with pytest.raises(ValueError, match=r"model: got Mirrored for 'stein'; allowed: "):
+        train_msign(problem, Mirrored(MsIGN(problem.field, steps=1)), Settings(objective="stein"))
 
 
 def test_the_proposal_of_a_stage_is_the_conditioned_last_stage() -> None:

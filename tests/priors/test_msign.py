@@ -9,11 +9,11 @@ from companion.priors import memory_saving
 from companion.priors.bijections import ActNorm, Chain
 from companion.priors.conditioning import HaarConditioning
 from companion.priors.fields import GaussianField
-from companion.priors.msign import GlowBlock, Mirrored, MsIGN, Scales
+from companion.priors.msign import DirectedAffine, GlowBlock, Mirrored, MsIGN, PatchLayer, Scales
 
 
 def perturbed(side: int = 8, **options) -> MsIGN:
-    return perturb(MsIGN(GaussianField(side, 0.5), steps=2, width=4, **options), 0.1)
+    return perturb(MsIGN(GaussianField(side, 0.5), steps=2, width=4, rank=2, **options), 0.1)
 
 
 @pytest.mark.parametrize("field", [GaussianField(16), GaussianField(4, 0.5, finest=8), GaussianField(6)])
@@ -88,10 +88,34 @@ def test_a_mirrored_model_is_the_mean_of_two_densities_and_samples_it() -> None:
     assert torch.equal(model.field.mirror(samples)[flipped], own[flipped])
 
 
+def test_the_affine_layer_moves_its_directions_and_nothing_else() -> None:
+    field = GaussianField(4, 0.5, finest=8)
+    layer = DirectedAffine(field, 3)
+    directions = torch.linalg.qr(randn(16, 3))[0].T
+    matrix, shift, z = randn(3, 3), randn(3), randn(5, 16)
+    layer.aim(field, directions, matrix, shift)
+    moved, log_det = layer.decode(field.decode(z).view(-1, 1, 4, 4))
+    expected = z + (z @ directions.T @ matrix.T + shift - z @ directions.T) @ directions
+    torch.testing.assert_close(field.encode(moved.flatten(1)), expected, rtol=0, atol=1e-9)
+    perturb(layer, 0.3)
+    x = randn(1, 1, 4, 4)
+    y, log_det = layer.encode(x)
+    torch.testing.assert_close(layer.decode(y)[0], x, rtol=0, atol=1e-9)
+    jacobian = torch.autograd.functional.jacobian(lambda v: layer.encode(v)[0], x).view(16, 16)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("side", [2, 1, 5, 12])
+def test_a_convolution_of_patches_is_a_convolution(side: int) -> None:
+    layer, x = PatchLayer(3, 5).double(), randn(2, 3, side, side)
+    expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+
+
 def test_memory_saving_gives_the_same_gradients() -> None:
     model = perturbed(4)
     saving, x = memory_saving(model), randn(3, 16)
-    assert type(saving.scheme.flows[0].chain) is not Chain
+    assert type(saving.scheme.flows[0].inner.chain) is not Chain
     ordinary = torch.autograd.grad(model.log_prob(x).sum(), list(model.parameters()))
     for mine, theirs in zip(
         torch.autograd.grad(saving.log_prob(x).sum(), list(model.parameters())), ordinary, strict=True
@@ -117,7 +141,9 @@ def test_the_default_device_does_not_matter() -> None:
     [
         lambda: MsIGN(GaussianField(8), scales=4),
         lambda: MsIGN(GaussianField(8), scales=0),
-        lambda: MsIGN(GaussianField(8), steps=0),
+        lambda: MsIGN(GaussianField(8), steps=-1),
+        lambda: MsIGN(GaussianField(8), steps=(2, 2)),
+        lambda: DirectedAffine(GaussianField(2), 5),
         lambda: MsIGN(GaussianField(8), flows=[GlowBlock(1, 1, 2)]),
         lambda: MsIGN(GaussianField(4), steps=1).at(3),
     ],

@@ -1,0 +1,1 @@
+"""Zhang et al. 2021, "Multiscale invertible generative networks": Bayesian inverse problems on random fields."""

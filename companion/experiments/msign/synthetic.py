@@ -1,0 +1,208 @@
+"""Zhang et al. 2021, sec. 6.1.1: the synthetic problem at every scale, whose posterior is known exactly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from companion.bayes import Settings as Training
+from companion.bayes import Synthetic, jeffreys, laplace, train_msign
+from companion.experiments import shared
+from companion.experiments.arrays import named
+from companion.experiments.context import Context
+from companion.experiments.parts import Part, gather
+from companion.experiments.registry import experiment
+from companion.priors.msign import Mirrored, MsIGN
+
+CONVENTIONS = ("integral", "isometric")
+METHODS = ("plain", "mirrored", "laplace")
+EDGES = np.linspace(-2, 2, 81)  # of the histograms of c, in units of |c| at the modes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes of the comparison."""
+
+    side: int  # of the finest scale
+    samples: int  # of the model, and as many exact ones, for each divergence
+    draws: int  # repetitions with their own first weights and samples
+    steps: int  # Glow steps of the plain model at every scale, and of the mirrored one at the coarsest
+    width: int
+    plain_scales: int  # where the plain model stops
+    plain_iterations: int  # at each of its scales
+    mirrored_iterations: int  # at the coarsest scale; at the others its affine layer is aimed, and nothing trained
+    rank: int = 2  # of the affine layers
+    pool: int = 4000
+    rate: float = 3e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model of one problem."""
+
+    convention: str
+    method: str
+    draw: int
+
+
+@experiment(
+    "msign.synthetic",
+    paper="Zhang et al. 2021",
+    shows="Fig. 3, 11, 12; Table 1, with exact samples as the judge",
+    profiles={
+        "quick": Settings(
+            side=8,
+            samples=2000,
+            draws=1,
+            steps=3,
+            width=8,
+            plain_scales=1,
+            plain_iterations=60,
+            mirrored_iterations=60,
+            pool=1000,
+        ),
+        "laptop": Settings(
+            side=64,
+            samples=8000,
+            draws=3,
+            steps=6,
+            width=16,
+            plain_scales=2,
+            plain_iterations=600,
+            mirrored_iterations=800,
+            pool=10_000,
+        ),
+        "paper": Settings(
+            side=64,
+            samples=8000,
+            draws=3,
+            steps=16,
+            width=32,
+            plain_scales=6,
+            plain_iterations=670,  # 8·10⁵ forward simulations in all
+            mirrored_iterations=800,
+        ),
+    },
+    tolerances={"divergence": 0.2, "error": 0.3, "histogram": 0.1, "bridge": 0.3, "share": 0.1, "ess": 0.2},
+)
+def synthetic(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Trains MsIGN from scale to scale on F(x) = ⟨φ, x⟩², plain and with a known mirror, beside a Laplace mixture."""
+    cases = [
+        Case(convention, method, draw)
+        for convention in CONVENTIONS
+        for method in METHODS
+        for draw in range(settings.draws)
+    ]
+    outcomes = context.map(_fit, cases, "models")
+    arrays = gather(outcomes, convention=CONVENTIONS, method=METHODS, draw=settings.draws)
+    bins, exact, critical = _centres(), [], {}
+    for convention in CONVENTIONS:
+        problems = _problems(settings, convention)
+        exact.append([_exact_histogram(problem) for problem in problems])
+        critical[convention] = {
+            "modes": [round(_top(problem), 5) for problem in problems],
+            "spread": [round(problem.tau, 5) for problem in problems],
+        }
+    arrays["exact histogram"] = named(
+        np.array(exact), convention=CONVENTIONS, scale=range(1, 1 + len(exact[0])), c=bins
+    )
+    return {"d": settings.side**2, "c": critical}, arrays
+
+
+def _problems(settings: Settings, convention: str) -> list[Synthetic]:
+    """From the coarsest scale, 2 × 2, to the finest."""
+    problems = [Synthetic(settings.side, convention)]
+    while problems[-1].side > 2:
+        problems.append(problems[-1].coarsen())
+    return problems[::-1]
+
+
+def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
+    """Train one model and compare it with exact samples at every scale."""
+    problems = _problems(settings, case.convention)
+    finest, seed = problems[-1], shared.seed_of(part, "draw", case.draw)
+    scales, models = range(1, len(problems) + 1), []
+    stages: dict[int, tuple[float, int]] = {}
+    if case.method == "laplace":
+        for scale, problem in zip(scales, problems, strict=True):
+            before = finest.simulations
+            models.append(laplace(problem, seed=seed).mixture())
+            stages[scale] = (np.nan, finest.simulations - before)
+    else:
+        plain = case.method == "plain"
+        last = min(settings.plain_scales, len(problems)) if plain else len(problems)
+        steps = settings.steps if plain else [settings.steps] + [0] * (last - 1)
+        half = MsIGN(problems[last - 1].field, last, steps, settings.width, 0 if plain else settings.rank, seed=seed)
+        model = half if plain else Mirrored(half)
+        for scale in range(1, last + 1):
+            # in "isometric" each half is Gaussian to 1e-6 nats: aiming leaves nothing to learn
+            trained = plain or (scale == 1 and case.convention == "integral")
+            iterations = (settings.plain_iterations if plain else settings.mirrored_iterations) * trained
+            how = Training(iterations=iterations, pool=settings.pool, rate=settings.rate)
+            first = problems[0].sample(settings.pool, seed=shared.seed_of(part, "first", case.draw))
+            (stage,) = train_msign(problems[last - 1], model, how, [scale], first, seed=seed)
+            stages[scale] = (stage.raw_ess, stage.simulations)
+            models.append(model.at(scale))
+    part.count_evaluations(sum(simulations for _, simulations in stages.values()))
+    found = [_compared(settings, part, case, problem, model) for problem, model in zip(problems, models, strict=False)]
+    missing = len(problems) - len(found)
+    arrays = {
+        name: named([one[name] for one in found] + [np.full_like(found[0][name], np.nan)] * missing, scale=scales)
+        for name in ("divergence", "error", "share", "bridge")
+    }
+    bins = _centres()
+    histograms = [one["histogram"] for one in found] + [np.full(len(bins), np.nan)] * missing
+    costs = np.array([stages.get(scale, (np.nan, np.nan)) for scale in scales], dtype=float)
+    return {}, arrays | {
+        "histogram": named(np.array(histograms), scale=scales, c=bins),
+        "ess": named(costs[:, 0], scale=scales),
+        "simulations": named(costs[:, 1], scale=scales),
+    }
+
+
+@torch.no_grad()
+def _compared(settings: Settings, part: Part, case: Case, problem: Synthetic, model: MsIGN | Mirrored) -> dict:
+    """D_J and its standard error, the share of the mode c > 0, and the mass of the bridge, |c| < 0.8 |c| at the modes.
+
+    Samples in which the model's map saturates count as they are: the divergence is then huge, not NaN.
+    """
+    name = (case.convention, case.method, problem.side, case.draw)
+    own = model.sample(settings.samples, seed=shared.seed_of(part, "own", *name))
+    reference = problem.sample(settings.samples, seed=shared.seed_of(part, "reference", *name))
+
+    def in_batches(density):
+        return lambda x: torch.cat([density(batch) for batch in x.split(1000)])
+
+    found = jeffreys(in_batches(model.log_prob), problem.log_density, own, reference)
+    c = own @ problem.direction / _top(problem)
+    return {
+        "divergence": np.array(found.value),
+        "error": np.array(found.error),
+        "share": np.array(float((c > 0).double().mean())),
+        "bridge": np.array(float((c.abs() < 0.8).double().mean())),
+        "histogram": _histogram(c),
+    }
+
+
+def _top(problem: Synthetic) -> float:
+    """|c| at the modes."""
+    return float((problem.y - problem.gamma**2 / (2 * problem.tau**2)).clamp_min(0).sqrt())
+
+
+def _centres() -> np.ndarray:
+    """Middle of each bin."""
+    return ((EDGES[1:] + EDGES[:-1]) / 2).round(6)
+
+
+def _histogram(c: Tensor) -> np.ndarray:
+    """Share of c in each bin."""
+    return np.histogram(c.cpu().numpy(), EDGES)[0] / len(c)
+
+
+def _exact_histogram(problem: Synthetic) -> np.ndarray:
+    """The exact probability of each bin, by quadrature on a fine grid."""
+    grid = torch.from_numpy(np.linspace(-2, 2, 80 * 500 + 1)) * _top(problem)
+    density = problem.critical_density(grid).numpy()
+    steps = (density[1:] + density[:-1]) / 2 * np.diff(grid.numpy())
+    return steps.reshape(80, 500).sum(1)

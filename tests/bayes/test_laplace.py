@@ -1,0 +1,72 @@
+"""The Laplace approximation against SciPy and a dense Hessian; what aiming makes of a model without any training."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+
+from companion.bayes import Elliptic, Settings, Synthetic, jeffreys, laplace, train_msign
+from companion.bayes.laplace import aim
+from companion.priors.msign import Mirrored, MsIGN
+
+
+def dense_hessian(problem, z: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.functional.hessian(lambda v: -problem.log_likelihood(problem.field.decode(v[None])).sum(), z)
+
+
+@pytest.mark.parametrize("make", [lambda: Elliptic(4), lambda: Synthetic(8)])
+def test_mode_and_covariance_are_those_of_the_exact_hessian(make) -> None:
+    problem = make()
+    found = laplace(problem, rank=16, starts=1)
+    z = found.mode[None].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(problem.log_density(problem.field.decode(z)).sum(), z)
+    assert float(slope.norm()) < 1e-3 * float(found.curvatures[0]) ** 0.5
+    d = len(found.mode)
+    exact = torch.linalg.inv(torch.eye(d) + dense_hessian(problem, found.mode))
+    torch.testing.assert_close(found.covariance(torch.eye(d).double()), exact, rtol=0, atol=1e-6)
+    x = found.model().sample(20_000, seed=1)
+    latents = problem.field.encode(x)
+    error = (latents.T.cov() - exact).abs().max()
+    assert float(error) < 5 * np.sqrt(2 / 20_000) * float(exact.diag().max())
+    assert float((latents.mean(0) - found.mode).abs().max()) < 5 * np.sqrt(float(exact.diag().max()) / 20_000)
+
+
+def test_the_mixture_has_the_divergence_of_its_critical_direction() -> None:
+    """In the integral convention all but c is the prior's, so a one-dimensional quadrature gives D_J."""
+    problem = Synthetic(8)
+    mixture = laplace(problem).mixture()
+    own, reference = mixture.sample(20_000, seed=1), problem.sample(20_000, seed=2)
+    found = jeffreys(mixture.log_prob, problem.log_density, own, reference)
+    tau, gamma, y = problem.tau, problem.gamma, float(problem.y)
+
+    def loss(c: float) -> float:
+        return c**2 / (2 * tau**2) + (y - c**2) ** 2 / (2 * gamma**2)
+
+    top = abs(float(optimize.minimize_scalar(loss, bounds=(0.05, 1), method="bounded", options={"xatol": 1e-10}).x))
+    curvature = 1 / tau**2 + (6 * top**2 - 2 * y) / gamma**2
+    grid = np.linspace(-2, 2, 200_001)
+    log_q = -np.vectorize(loss)(grid)
+    log_q -= np.log(np.trapezoid(np.exp(log_q), grid))
+    log_p = np.logaddexp(-curvature * (grid - top) ** 2 / 2, -curvature * (grid + top) ** 2 / 2)
+    log_p -= np.log(np.trapezoid(np.exp(log_p), grid))
+    exact = np.trapezoid((np.exp(log_p) - np.exp(log_q)) * (log_p - log_q), grid)
+    assert found.value == pytest.approx(exact, abs=4.5 * found.error)
+
+
+@pytest.mark.parametrize("convention", ["integral", "isometric"])
+def test_aiming_alone_carries_a_good_coarse_model_to_the_finest_scale(convention: str) -> None:
+    problem = Synthetic(8, convention)
+    model = Mirrored(MsIGN(problem.field, steps=0, rank=2))
+    stages = train_msign(problem, model, Settings(iterations=0, pool=4000))
+    assert all(stage.simulations > 4000 for stage in stages)
+    own, reference = model.sample(4000, seed=1), problem.sample(4000, seed=2)
+    found = jeffreys(model.log_prob, problem.log_density, own, reference)
+    assert found.value < (0.03 if convention == "isometric" else 0.2) + 3 * found.error, found
+    share = float((own @ problem.direction > 0).double().mean())
+    assert share == pytest.approx(0.5, abs=0.04)
+
+
+def test_a_model_without_an_affine_layer_cannot_be_aimed() -> None:
+    problem = Synthetic(4)
+    with pytest.raises(ValueError, match=r"model: got none of rank 1 or more; allowed: "):
+        aim(problem, MsIGN(problem.field, steps=1), 100)

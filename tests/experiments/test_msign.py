@@ -1,0 +1,69 @@
+"""The quick runs of part 4 against what is known exactly: quadrature, closed forms, the theorem of a lost mode."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from companion import experiments
+from companion.bayes import Elliptic
+from companion.experiments.msign import divergences, elliptic, synthetic
+
+
+@pytest.mark.parametrize("name", divergences.DIVERGENCES)
+def test_divergences_are_the_integrals(name: str) -> None:
+    def density(x: float, means: tuple[float, float]) -> float:
+        return sum(stats.norm.pdf(x, loc=mean) for mean in means) / 2
+
+    def integrand(x: float) -> float:
+        p, q = density(x, (1.0, 4.0)), density(x, (-3.0, 3.0))
+        return {"KL(p‖q)": p, "KL(q‖p)": -q, "Jeffreys": p - q}[name] * math.log(p / q)
+
+    expected = integrate.quad(integrand, -12, 12, limit=200)[0]
+    found = divergences.divergence(torch.tensor([[1.0, 4.0], [4.0, 1.0]]).double(), name)
+    np.testing.assert_allclose(found.numpy(), [expected, expected], rtol=1e-5)
+
+
+def test_a_lost_mode_costs_log_2() -> None:
+    found = divergences.divergence(torch.tensor([[3.0, 3.0]]).double(), "KL(p‖q)")
+    assert float(found) == pytest.approx(math.log(2), abs=5e-3)  # the modes are six standard deviations apart
+
+
+def test_descent_on_the_landscapes_ends_in_the_stated_basins() -> None:
+    stored = experiments.load("msign.divergences", "quick")
+    share = stored.metrics["both modes"]
+    assert share["KL(q‖p)"] == share["Jeffreys"] == 1 and 0.3 < share["KL(p‖q)"] < 0.8
+    values, at = stored.take("landscape", divergence="Jeffreys"), np.array(stored.axes("landscape")["a"])
+    lowest = np.unravel_index(values.argmin(), values.shape)
+    assert sorted(at[list(lowest)]) == pytest.approx([-3, 3], abs=0.2)
+
+
+def test_exact_histograms_are_those_of_exact_samples() -> None:
+    settings = experiments.registry.get("msign.synthetic").settings["quick"]
+    stored = experiments.load("msign.synthetic", "quick")
+    for scale, problem in enumerate(synthetic._problems(settings, "integral"), 1):
+        exact = stored.take("exact histogram", convention="integral", scale=scale)
+        c = problem.sample(40_000, seed=3) @ problem.direction / stored.metrics["c"]["integral"]["modes"][scale - 1]
+        counts = np.histogram(c.numpy(), synthetic.EDGES)[0]
+        assert np.abs(counts / len(c) - exact).max() < 5 * math.sqrt(exact.max() / len(c))
+
+
+def test_the_mirrored_model_beats_the_plain_one_and_keeps_both_modes() -> None:
+    stored = experiments.load("msign.synthetic", "quick")
+    for convention in synthetic.CONVENTIONS:
+        mirrored = stored.take("divergence", convention=convention, method="mirrored", draw=0)
+        assert (mirrored < 0.1).all()
+        assert mirrored[0] < stored.take("divergence", convention=convention, method="plain", draw=0, scale=1)
+        share = stored.take("share", convention=convention, method="mirrored", draw=0)
+        assert (np.abs(share - 0.5) < 4.5 / math.sqrt(4 * 2000)).all()
+
+
+def test_folding_chooses_one_of_two_mirror_images() -> None:
+    problem = Elliptic(4)
+    x = problem.field.sample(6, seed=1)
+    folded = elliptic.fold(problem, x)
+    torch.testing.assert_close(elliptic.fold(problem, problem.field.mirror(x)), folded)
+    assert bool(((folded == x) | (folded == problem.field.mirror(x))).all())
+    assert bool((folded @ problem.truth > 0).all())
