@@ -196,8 +196,8 @@ def adaptive_sensing(
 
     def choose(drawn: Tensor, taken: Tensor, image: int, round_: int) -> Tensor:
         source = _support.generator(seed, "epsilon", image, round_)
-        if rule == "epsilon" and float(torch.rand(1, generator=source)) < epsilon:
-            score = torch.rand(len(taken), generator=source).to(drawn)
+        if rule == "epsilon" and float(torch.rand(1, generator=source, device="cpu")) < epsilon:
+            score = torch.rand(len(taken), generator=source, device="cpu").to(drawn)
         elif rule == "conditional":
             return greedy(torch.cov(drawn.mT), pixels, std, taken)
         else:
@@ -228,7 +228,7 @@ def bayesian_optimisation(
     def choose(drawn: Tensor, taken: Tensor, image: int, round_: int) -> Tensor:
         if rule == "thompson":
             source = _support.generator(seed, "thompson", image, round_)
-            score = drawn[int(torch.randint(len(drawn), (1,), generator=source))]
+            score = drawn[int(torch.randint(len(drawn), (1,), generator=source, device="cpu"))]
         else:
             score = drawn.mean(0) + (kappa * drawn.std(0) if rule == "ucb" else 0.0)
         return torch.where(taken, -torch.inf, score).topk(1).indices
@@ -253,7 +253,7 @@ def _measure(
     noise = [_support.normal(flat.shape[1:], seed, truth, "measurement", k) for k in range(images)]
     noisy = flat + _support.positive("std", std) * torch.stack(noise)
     if order is not None:
-        order = order.expand(images, -1)
+        order = order.to(truth.device).expand(images, -1)
     taken = torch.zeros_like(flat, dtype=torch.bool)
     places, estimates, regret = [], [], []
     drawn: Tensor | None = None

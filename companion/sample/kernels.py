@@ -161,7 +161,7 @@ def random_block(seed: int, stream: tuple[str | int, ...], steps: int, rows: Row
     for image in range(rows.images):
         for chain in range(rows.chains):
             source = _support.generator(seed, *stream, image, chain)
-            normal.append(torch.randn(steps, n, generator=source, dtype=like.dtype))
-            uniform.append(torch.rand(steps, 2, generator=source, dtype=like.dtype))
+            normal.append(torch.randn(steps, n, generator=source, dtype=like.dtype, device="cpu"))
+            uniform.append(torch.rand(steps, 2, generator=source, dtype=like.dtype, device="cpu"))
     wide, flat = torch.stack(normal, 1).to(like.device), torch.stack(uniform, 1).to(like.device)
     return [Random(*numbers) for numbers in zip(wide, flat, strict=True)]

@@ -1,6 +1,7 @@
 """Sequential Monte Carlo: particles from the prior to the posterior, by as many temperatures as they need."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,8 @@ def smc(
         state = rows.at(rows.coordinates(at))
         for _ in range(moves):
             normal = torch.cat([_support.normal((particles, n), sources[k], like) for k in going])
-            uniform = torch.cat([torch.rand(particles, 2, generator=sources[k], dtype=like.dtype) for k in going])
+            options: dict[str, Any] = {"dtype": like.dtype, "device": "cpu"}
+            uniform = torch.cat([torch.rand(particles, 2, generator=sources[k], **options) for k in going])
             state, info = kernel(rows, state, rows.per_row(step[going]), Random(normal, uniform.to(like.device)))
             accept_rate[going] = rows.per_image(info.acceptance)
             step[going] *= (accept_rate[going] - (kernel.target or 0)).exp()
@@ -159,7 +161,7 @@ def _rise(misfit: Tensor, most: float, wanted: float) -> Tensor:
 def _resample(weights: Tensor, source: torch.Generator) -> Tensor:
     """Indices of systematic resampling, [particles]."""
     number = len(weights)
-    places = (torch.arange(number) + torch.rand(1, generator=source)) / number
+    places = (torch.arange(number, device="cpu") + torch.rand(1, generator=source, device="cpu")) / number
     return (
         torch.searchsorted(weights.double().cumsum(0).cpu(), places.double()).clamp(max=number - 1).to(weights.device)
     )

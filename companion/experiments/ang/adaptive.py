@@ -101,6 +101,6 @@ def _sense(settings: Settings, part: Part, rule: str) -> tuple[dict, dict]:
     errors = torch.stack([evaluate.mse(estimate, truth) for estimate in found.estimates])
     measured = [settings.pixels * (round_ + 1) for round_ in range(settings.rounds)]
     return {}, {
-        "error": named(errors.numpy(), measured=measured, image=settings.images),
-        "place": named(found.places.numpy().astype("int16"), image=settings.images, number=number),
+        "error": named(shared.numpy(errors), measured=measured, image=settings.images),
+        "place": named(shared.numpy(found.places).astype("int16"), image=settings.images, number=number),
     }

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion import energy, evaluate, measure, sample
+from companion import _support, energy, evaluate, measure, sample
 from companion.experiments import shared
 from companion.experiments.ang.problems import Case, cases, observed, posterior, prior_latents, truths
 from companion.experiments.arrays import named
@@ -88,7 +88,7 @@ def _rank(settings: Settings, part: Part, item: tuple[tuple[str, int, float], st
     with torch.no_grad():
         x = prior.decode(z.flatten(0, 1)).view(len(z), *truth.shape)
     return {}, {
-        "rank": named(below.numpy(), problem=settings.problems, quantity=prior.latent_dim + 1),
+        "rank": named(shared.numpy(below), problem=settings.problems, quantity=prior.latent_dim + 1),
         "coverage": named(_share(_inside(x, truth), x.std(0) > VISIBLE), problem=settings.problems),
         "error": named(evaluate.mse(x.mean(0), truth).numpy(), problem=settings.problems),
     }
@@ -127,7 +127,7 @@ def _inside(x: Tensor, truth: Tensor) -> Tensor:
 def _share(inside: Tensor, counted: Tensor) -> np.ndarray:
     """The share of the counted pixels that are inside, [image]; NaN where none is counted."""
     counted = counted.flatten(1)
-    return ((inside.flatten(1) & counted).sum(1) / counted.sum(1)).numpy()
+    return shared.numpy((inside.flatten(1) & counted).sum(1) / counted.sum(1))
 
 
 def _cover(settings: Settings, part: Part, item: tuple[tuple[str, int, float], str]) -> tuple[dict, dict]:
@@ -155,7 +155,7 @@ def _cover(settings: Settings, part: Part, item: tuple[tuple[str, int, float], s
     (known, at_known), (truth, x) = found["train"], found["test"]
     scores = ((known - at_known.mean(0)).abs() / _width(at_known, residual))[known > STROKE]
     factor = float(scores.quantile(0.9)) / NORMAL
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(shared.seed_of(part, "predictive")))
+    noise = _support.normal(x.shape, part.seed, x, "predictive")
     inside = {
         "posterior": _inside(x, truth),
         "predictive": _inside(x + residual * noise, truth),
@@ -166,7 +166,7 @@ def _cover(settings: Settings, part: Part, item: tuple[tuple[str, int, float], s
     return {"conformal factor": round(factor, 3), "residual": round(float(residual.square().mean().sqrt()), 4)}, {
         "real coverage": named(np.stack(shares), interval=INTERVALS, group=tuple(groups), image=settings.images),
         "real error": named(evaluate.mse(x.mean(0), truth).numpy(), image=settings.images),
-        "real width": named(x.var(0).flatten(1).mean(1).sqrt().numpy(), image=settings.images),
+        "real width": named(shared.numpy(x.var(0).flatten(1).mean(1).sqrt()), image=settings.images),
     }
 
 

@@ -108,13 +108,13 @@ def _sample(settings: Settings, part: Part, item: tuple[str, str, str, int]) -> 
     return {}, {
         "rhat": named(found.rhat[:, :-1].clip(max=1e6), **per_image, component=COMPONENTS),
         "ess": named(found.ess_bulk[:, :-1], **per_image, component=COMPONENTS),
-        "norm": named(norms.norm(dim=2).numpy(), **per_image, chain=settings.chains),
+        "norm": named(shared.numpy(norms.norm(dim=2)), **per_image, chain=settings.chains),
         "error": named(evaluate.mse(mean, clean).numpy(), **per_image),
         "error, denoised": named(
             evaluate.mse(sample.tweedie(prior, mean, settings.smoothing), clean).numpy(), **per_image
         ),
-        "accept_rate": named(chains.accept_rate.mean(1).numpy(), **per_image),
-        "step": named(chains.step.numpy(), **per_image),
+        "accept_rate": named(shared.numpy(chains.accept_rate.mean(1)), **per_image),
+        "step": named(shared.numpy(chains.step), **per_image),
     }
 
 

@@ -106,7 +106,7 @@ def _optimise(settings: Settings, part: Part, rule: str) -> tuple[dict, dict]:
         model = _posterior(settings, part, prior, known, kind)
         found = sample.bayesian_optimisation(truth, model, how, **options)
         part.count_evaluations(getattr(model, "evaluations", 0))
-    return {}, {"regret": named(found.regret.T.numpy(), image=settings.images, round=settings.rounds)}
+    return {}, {"regret": named(shared.numpy(found.regret.T), image=settings.images, round=settings.rounds)}
 
 
 def _order(settings: Settings, part: Part, known: Tensor, kind: str) -> Tensor:
@@ -125,7 +125,7 @@ def _order(settings: Settings, part: Part, known: Tensor, kind: str) -> Tensor:
 def _posterior(settings: Settings, part: Part, prior: Any, known: Tensor, kind: str) -> sample.Posterior:
     seed = shared.seed_of(part, "posterior")
     if kind == "vae":
-        hypotheses = [Sloped(prior, slope) for slope in slopes(settings.slopes, tuple(prior.shape))]
+        hypotheses = [Sloped(prior, slope.to(known)) for slope in slopes(settings.slopes, tuple(prior.shape))]
         sizes = {"chains": settings.chains, "search": settings.search, "draws": settings.draws}
         return sample.LatentPosterior(hypotheses, settings.std, worst=8.0, seed=seed, **sizes)
     flat = known.flatten(1)

@@ -117,10 +117,10 @@ def _sample(settings: Settings, part: Part, item: tuple[tuple[str, int, float], 
         **{name: named(np.minimum(values, 1e6).round(4), **per_image) for name, values in spent.items()},
         "converged": named(found.converged.astype(int), **per_image),
         "error": named(evaluate.mse(estimate, truth).numpy(), **per_image),
-        "accept_rate": named(chains.accept_rate.mean(1).numpy(), **per_image),
+        "accept_rate": named(shared.numpy(chains.accept_rate.mean(1)), **per_image),
         "spread": named(found.spread, **per_image),
-        "step": named(chains.step.numpy(), **per_image),
-        "largest curvature": named((metric.widths[:, 0] ** -2).numpy(), **per_image),
+        "step": named(shared.numpy(chains.step), **per_image),
+        "largest curvature": named(shared.numpy(metric.widths[:, 0] ** -2), **per_image),
     }
 
 
