@@ -264,7 +264,7 @@ class GlowBlock(Bijection):
         wide, parts, product = 4 * channels, [], torch.eye(4 * channels, dtype=torch.float64)
         for step in range(_support.count("steps", steps)):
             draw = _support.generator(seed, "weights", scale, step)
-            network = PatchConditioner(wide // 2, 2 * (wide - wide // 2), width, draw)
+            network = SmallConditioner(wide // 2, 2 * (wide - wide // 2), width, draw)
             mix = ChannelMix(wide, "rotation", draw).double()
             product = mix.mix.matrices()[0].detach() @ product
             parts += [mix, Coupling(network, "affine")]
@@ -359,31 +359,26 @@ class DirectedAffine(Bijection):
         return self.matrix @ self.offset + self.shift
 
 
-class PatchConditioner(nn.Sequential):
-    """Glow's three convolutions, 3×3 → 1×1 → 3×3 with ReLU, for small images; the last starts at zero."""
+class SmallConditioner(nn.Sequential):
+    """Glow's three convolutions, 3×3 → 1×1 → 3×3 with ReLU, for images down to one pixel; the last starts at zero."""
 
     def __init__(self, inputs: int, outputs: int, width: int, seed: int | torch.Generator) -> None:
-        first, last = PatchLayer(inputs, width), PatchLayer(width, outputs)
+        first, last = SmallConvolution(inputs, width), SmallConvolution(width, outputs)
         super().__init__(first, nn.ReLU(), PixelLayer(width, width), last)
         he_initialise(self, seed)
         zero_last(last)
 
 
-class PatchLayer(nn.Conv2d):
-    """A 3×3 convolution; of small images as one product of matrices, which saves several times the time on a CPU."""
-
-    largest = 64  # pixels; beyond, the copies of every patch cost more than they save
+class SmallConvolution(nn.Conv2d):
+    """A 3×3 convolution that takes images of one pixel, of which its centre alone sees anything, as vectors."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:] == (1, 1):  # the centre alone sees a pixel
+        if x.shape[2:] == (1, 1):
             return F.linear(x[:, :, 0, 0], self.weight[:, :, 1, 1], self.bias)[:, :, None, None]
-        if x[0, 0].numel() > self.largest:
-            return super().forward(x)
-        patches = F.pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1)  # [b, h, w, c, 3, 3]
-        return F.linear(patches.flatten(3), self.weight.flatten(1), self.bias).movedim(-1, 1)
+        return super().forward(x)
 
 
 def _stage(field: GaussianField, steps: int, width: int, rank: int, seed: int, scale: int) -> Bijection:

@@ -18,6 +18,7 @@ DPI = 160  # pixels an inch in the file, which a page shows at 100, sharp on den
 _LOOKS = {  # colour, label and marker of each method
     "flow": ("#043D95", "Flow", "o"),
     "glow": ("#043D95", "Glow", "o"),
+    "glow-map": ("#276CF7", "Glow, MAP", "P"),
     "realnvp": ("#276CF7", "RealNVP", "P"),
     "vae": ("#18845D", "VAE", "^"),
     "gan": ("#E12609", "GAN", "v"),

@@ -9,7 +9,7 @@ from companion.priors import memory_saving
 from companion.priors.bijections import ActNorm, Chain
 from companion.priors.conditioning import HaarConditioning
 from companion.priors.fields import GaussianField
-from companion.priors.msign import DirectedAffine, GlowBlock, Mirrored, MsIGN, PatchLayer, Scales
+from companion.priors.msign import DirectedAffine, GlowBlock, Mirrored, MsIGN, Scales, SmallConvolution
 
 
 def perturbed(side: int = 8, **options) -> MsIGN:
@@ -105,9 +105,9 @@ def test_the_affine_layer_moves_its_directions_and_nothing_else() -> None:
     torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[0], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("side", [2, 1, 5, 12])
-def test_a_convolution_of_patches_is_a_convolution(side: int) -> None:
-    layer, x = PatchLayer(3, 5).double(), randn(2, 3, side, side)
+@pytest.mark.parametrize("side", [1, 4])
+def test_a_convolution_of_one_pixel_is_a_convolution(side: int) -> None:
+    layer, x = SmallConvolution(3, 5).double(), randn(2, 3, side, side)
     expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 

@@ -64,25 +64,26 @@ def _landscapes(settings: Settings) -> tuple[dict, dict]:
     start = torch.linspace(-REACH, REACH, settings.starts, dtype=torch.float64)
     pairs = torch.cartesian_prod(start, start)
     pairs = pairs[pairs[:, 0] > pairs[:, 1]]  # the rest are these with a and b exchanged
-    ends, paths = [], []
+    paths = []
     for name in DIVERGENCES:
-        at, path = pairs.clone().requires_grad_(), []
+        at, steps = pairs.clone().requires_grad_(), []
         optimiser = torch.optim.Adam([at], 0.1)
         for _ in range(settings.descent):
-            path.append(at.detach().clone())
+            steps.append(at.detach().clone())
             optimiser.zero_grad()
             divergence(at, name).sum().backward()
             optimiser.step()
-        ends.append(at.detach())
-        paths.append(torch.stack([*path[:: max(settings.descent // 40, 1)], at.detach()]))
-    found = torch.stack(ends)
-    both = ((found[..., 0] - MODE).abs() < 0.5) & ((found[..., 1] + MODE).abs() < 0.5)
-    shown = slice(None, None, max(len(pairs) // 12, 1))
-    path = torch.stack(paths)[:, :, shown]
-    at = line.numpy().round(6)
+        paths.append(torch.stack([*steps[:: max(settings.descent // 40, 1)], at.detach()]))
+    path = torch.stack(paths)  # [divergence, time, start, 2]
+    both = ((path[:, -1, :, 0] - MODE).abs() < 0.5) & ((path[:, -1, :, 1] + MODE).abs() < 0.5)
+    path = path[:, :, :: max(len(pairs) // 12, 1)]
+    places = line.numpy().round(6)
     return {"both modes": dict(zip(DIVERGENCES, both.double().mean(1).tolist(), strict=True))}, {
         "landscape": named(
-            values.view(len(DIVERGENCES), settings.points, -1).float().numpy(), divergence=DIVERGENCES, a=at, b=at
+            values.view(-1, settings.points, settings.points).float().numpy(),
+            divergence=DIVERGENCES,
+            a=places,
+            b=places,
         ),
         "path": named(
             path.float().numpy(), divergence=DIVERGENCES, time=path.shape[1], start=path.shape[2], mean=("a", "b")

@@ -1,5 +1,6 @@
 """Zhang et al. 2021, sec. 6.1.2: the elliptic problem at every scale, judged by long folded Hamiltonian chains."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from companion.priors.msign import Mirrored, MsIGN
 
 METHODS = ("plain", "mirrored", "laplace")
 RIVALS = ("mala", "pcn", "svgd", "psvgd")
-LEADING = 8  # modes of the prior whose spread is compared
+LEADING = 8  # modes of the prior on which the reference's convergence is judged
+SHOWN = range(1, 5)  # those of them whose spread is compared; at the coarsest scale there are four
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +178,12 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     """Train one model through all scales, and compare it with the reference at each."""
     problems, seed = _problems(settings), shared.seed_of(part, "draw", case.draw)
     finest, plain, scales = problems[-1], case.method == "plain", range(1, len(problems) + 1)
+    found: list[dict[str, float]] = []
+    spreads = []
     rank = 0 if plain else settings.rank
     half = MsIGN(finest.field, None, settings.steps, settings.width, rank, seed=seed)
     model = half if plain else Mirrored(half)
     how = Training(iterations=settings.iterations, pool=settings.pool)
-    found = []
     for scale, problem, reference in zip(scales, problems, case.references, strict=True):
         train, judge = _halves(problem, reference)
         before = finest.simulations
@@ -203,25 +206,23 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
                 "share": float(_positive(problem, own).double().mean()),
                 "ess": ess,
                 "simulations": float(simulations),
-                "spread": _spread(problem, own, judge),
             }
         )
-    arrays = {name: named([one[name] for one in found], scale=scales) for name in found[0] if name != "spread"}
-    return {}, arrays | {"spread": named(np.stack([one["spread"] for one in found]), scale=scales, mode=LEADING_AXIS)}
-
-
-LEADING_AXIS = range(1, 5)  # at the coarsest scale there are four modes
+        spreads.append(_spread(problem, own, judge))
+    arrays = {name: named([one[name] for one in found], scale=scales) for name in found[0]}
+    return {}, arrays | {"spread": named(np.stack(spreads), scale=scales, mode=SHOWN)}
 
 
 def _spread(problem: Elliptic, x: Tensor, reference: Tensor) -> np.ndarray:
     """Standard deviations along the leading modes over those of the reference, both folded."""
     ratio = _leading(problem, x).std(0) / _leading(problem, reference).std(0)
-    return ratio[: len(LEADING_AXIS)].numpy()
+    return ratio[: len(SHOWN)].numpy()
 
 
 def _rival(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     """A sampler at the finest scale, from draws of the prior."""
-    problem, field = _problems(settings)[-1], _problems(settings)[-1].field
+    problem = _problems(settings)[-1]
+    field = problem.field
     seed = shared.seed_of(part, "rival", case.method)
     start = field.encode(field.sample(settings.particles, seed=seed))[None]
 
@@ -229,18 +230,18 @@ def _rival(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
         return -problem.log_density(field.decode(z))
 
     if case.method in ("svgd", "psvgd"):
-        method = sample.svgd if case.method == "svgd" else sample.projected_svgd
-        z = method(energy, start, iterations=settings.rival_steps)[0]
+        descend: Callable[..., Tensor] = sample.svgd if case.method == "svgd" else sample.projected_svgd
+        z = descend(energy, start, iterations=settings.rival_steps)[0]
     else:
-        method = sample.mala if case.method == "mala" else sample.pcn
+        walk: Callable[..., sample.Chains] = sample.mala if case.method == "mala" else sample.pcn
         steps = settings.rival_steps // 2
-        z = method(energy, start, warmup=steps, draws=steps, seed=seed).samples.flatten(0, 2)
+        z = walk(energy, start, warmup=steps, draws=steps, seed=seed).samples.flatten(0, 2)
     x = field.decode(z)
     part.count_evaluations(problem.simulations)
     judge = _halves(problem, case.references[0])[1]
     return {}, {
         "share": named(float(_positive(problem, x).double().mean())),
-        "spread": named(_spread(problem, x, judge), mode=LEADING_AXIS),
+        "spread": named(_spread(problem, x, judge), mode=SHOWN),
         "mean": named(float((_leading(problem, x).mean(0) - _leading(problem, judge).mean(0)).norm())),
         "simulations": named(float(problem.simulations)),
     }

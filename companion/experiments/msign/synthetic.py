@@ -122,7 +122,7 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     """Train one model and compare it with exact samples at every scale."""
     problems = _problems(settings, case.convention)
     finest, seed = problems[-1], shared.seed_of(part, "draw", case.draw)
-    scales, models = range(1, len(problems) + 1), []
+    scales, models = range(1, len(problems) + 1), list[MsIGN | Mirrored]()
     stages: dict[int, tuple[float, int]] = {}
     if case.method == "laplace":
         for scale, problem in zip(scales, problems, strict=True):
@@ -171,10 +171,10 @@ def _compared(settings: Settings, part: Part, case: Case, problem: Synthetic, mo
     own = model.sample(settings.samples, seed=shared.seed_of(part, "own", *name))
     reference = problem.sample(settings.samples, seed=shared.seed_of(part, "reference", *name))
 
-    def in_batches(density):
-        return lambda x: torch.cat([density(batch) for batch in x.split(1000)])
+    def log_prob(x: Tensor) -> Tensor:
+        return torch.cat([model.log_prob(batch) for batch in x.split(1000)])
 
-    found = jeffreys(in_batches(model.log_prob), problem.log_density, own, reference)
+    found = jeffreys(log_prob, problem.log_density, own, reference)
     c = own @ problem.direction / _top(problem)
     return {
         "divergence": np.array(found.value),
