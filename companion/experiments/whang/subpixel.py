@@ -127,8 +127,13 @@ def _fill(settings: Settings, part: Part, item: tuple[str, float, int]) -> tuple
 
 def _memory(settings: Settings, part: Part, depth: int) -> tuple[dict, dict]:
     """Bytes kept for the backward pass of a flow with that many steps a level, at the photographs' size."""
-    flow = priors.Glow(**{**shared.prior(part, settings.flow).config, "steps": depth}).requires_grad_(False)
-    plain = priors.resized(flow.to(part.device), (3, settings.size, settings.size))
+    random = priors.Glow(**{**shared.prior(part, settings.flow).config, "steps": depth}).requires_grad_(False)
+    plain = priors.resized(random.to(part.device), (3, settings.size, settings.size))
     x = _photograph(settings, part, 0).requires_grad_()
-    kept = [kept_bytes(lambda f=f: f.log_prob(x).sum(), plain) for f in (plain, priors.memory_saving(plain))]
+    flows = plain, priors.memory_saving(plain)
+    kept = [kept_bytes(partial(_density, flow, x), plain) for flow in flows]
     return {}, {"kept": named(kept, method=("ordinary", "rebuilt"))}
+
+
+def _density(flow: priors.Flow, x: Tensor) -> Tensor:
+    return flow.log_prob(x).sum()
