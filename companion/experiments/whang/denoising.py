@@ -187,7 +187,7 @@ def _solver(
 ) -> Callable[[float], recover.Result]:
     """The method, as a function of its weight; see :class:`Settings` for what that means."""
     std, operator = sets.std_map(problem.noise, y), problem.operator
-    rms, options = float(std.square().mean().sqrt()), {"max_evaluations": settings.budget}
+    rms, options = float(std.square().mean().sqrt()), dict[str, Any](max_evaluations=settings.budget)
     assert isinstance(operator, measure.LinearOperator)
     if method == "bm3d":
         return lambda weight: recover.bm3d(y, weight * rms)
@@ -253,5 +253,5 @@ def rate_ratio(levels: Any, ours: np.ndarray, theirs: np.ndarray, draws: int = 5
         return float(np.exp(np.mean(at - logs)))
 
     source, n = np.random.default_rng(0), ours.shape[1]
-    low, high = np.quantile([ratio(source.integers(n, size=n)) for _ in range(draws)], (0.025, 0.975))
+    low, high = np.quantile([ratio(chosen) for chosen in source.integers(n, size=(draws, n))], (0.025, 0.975))
     return ratio(np.arange(n)), float(low), float(high)

@@ -181,8 +181,8 @@ def _choose(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]
     weights = settings.weights.get(search.method.replace("probit", "perceptron"), (0.0,))
     if len(weights) == 1:
         return {"weight": weights[0]}, {}
-    truth, *problem = _problem(settings, part, "validation", settings.tuned_on, search)
-    best, scores = shared.choose(part, weights, _solver(settings, part, search, *problem), truth)
+    truth, problem, linear, y = _problem(settings, part, "validation", settings.tuned_on, search)
+    best, scores = shared.choose(part, weights, _solver(settings, part, search, problem, linear, y), truth)
     return {"weight": weights[best]}, {"psnr": named(scores.round(3), weight=weights, image=len(truth))}
 
 

@@ -106,13 +106,16 @@ def _digits(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
     return pad(mean[0], [EDGE] * 4).flatten(), factor @ factor.T
 
 
-def _wiener(settings: Settings, part: Part, y: Tensor) -> Tensor:
-    """E[x | y] where images and digits are Gaussian with their training sets' covariances, all channels alike."""
-    mean, covariance = _digits(settings.digits, part.device)
-    factor, centre = sets.gaussian(settings.data, 32, part.device)
-    own = HALF**2 * factor @ factor.T + torch.block_diag(*[covariance] * 3)
-    residual = y.double().flatten(1) - HALF * centre.flatten() - mean.repeat(3)
-    gain = torch.linalg.solve(own + sets.FLOOR**2 * torch.eye(len(own)).to(own), residual.T)
+def wiener(y: Tensor, images: tuple[Tensor, Tensor], digits: tuple[Tensor, Tensor]) -> Tensor:
+    """E[x | y] for y = x / 2 + δ, with x of a Gaussian's factor and mean, and δ of a mean and covariance, each channel.
+
+    White noise of standard deviation FLOOR is added to δ, which is constant at the border.
+    """
+    (factor, centre), (mean, covariance) = images, digits
+    channels = centre.shape[0]
+    both = HALF**2 * factor @ factor.T + torch.block_diag(*[covariance] * channels)
+    residual = y.double().flatten(1) - HALF * centre.flatten() - mean.repeat(channels)
+    gain = torch.linalg.solve(both + sets.FLOOR**2 * torch.eye(len(both)).to(both), residual.T)
     return (centre.flatten() + HALF * (factor @ (factor.T @ gain)).T).view_as(y).to(y)
 
 
@@ -123,7 +126,9 @@ def _solver(
     plain = y / HALF
     rms = float(data.load(settings.digits, split="train")[:1000].square().mean().sqrt()) / HALF
     if method in ("doubled", "wiener"):
-        x = plain if method == "doubled" else _wiener(settings, part, y)
+        x = plain
+        if method == "wiener":
+            x = wiener(y, sets.gaussian(settings.data, 32, part.device), _digits(settings.digits, part.device))
         none = torch.zeros(len(y))
         return lambda _: recover.Result.of_one_step(x, None, none, 0, none == 0, ["closed form"] * len(y))
     if method == "bm3d":

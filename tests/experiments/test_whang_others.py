@@ -1,0 +1,86 @@
+"""One bit, two images in one, non-linear operators, missing sub-pixels and curvatures, each against a closed form."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flow_cases import tiny
+
+from companion import measure
+from companion.experiments import registry
+from companion.experiments.parts import Part
+from companion.experiments.whang import nonlinear, one_bit, separation, sets, subpixel, theorems
+
+PART = Part(torch.device("cpu"), 0)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_noise_before_the_sign_flips_as_many_bits_as_the_angle_says():
+    """P(sign(u + δ) ≠ sign(u)) = arctan(σ / σ_u) / π, for u and δ normal."""
+    settings = replace(registry.get("whang.one-bit").settings["quick"], measurements=(4000,))
+    search = one_bit.Search(4000, 0.0, 0.0, "probit")
+    truth, problem, linear, bits = one_bit._problem(settings, PART, "test", 2, search)
+    flips = ((bits < 0) != (problem.operator(truth) < 0)).double().mean(1)
+    size = truth.flatten(1).norm(dim=1) / 4000**0.5
+    expected = torch.arctan(problem.noise.std / size.double()) / torch.pi
+    assert ((flips - expected).abs() < 5 * (expected / 4000).sqrt()).all()
+    # what the linear fit leaves is as large as its noise model says, on average over the images
+    left = (bits - linear.operator(truth)).square().mean()
+    assert float(left) == pytest.approx(float(linear.noise.std_map((4000,)).square().mean()), rel=0.1)
+
+
+def test_the_two_wiener_filters_are_one_least_squares_problem():
+    factor, centre, root = normal(18, 18), normal(2, 3, 3, seed=1), normal(9, 9, seed=2)
+    mean, y = normal(9, seed=3), normal(4, 2, 3, 3, seed=4)
+    found = separation.wiener(y, (factor, centre), (mean, root @ root.T))
+    # y = centre / 2 + mean + (F z) / 2 + R w + floor e, with the shortest (z, w, e)
+    rows = torch.cat([factor / 2, torch.block_diag(root, root), sets.FLOOR * torch.eye(18).double()], 1)
+    latents = torch.linalg.lstsq(
+        rows, (y.flatten(1) - centre.flatten() / 2 - mean.repeat(2)).T, driver="gelsd"
+    ).solution
+    torch.testing.assert_close(found.flatten(1), centre.flatten() + (factor @ latents[:18]).T, rtol=1e-6, atol=1e-6)
+
+
+def test_first_guesses_are_near_without_noise():
+    x = torch.rand(3, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    camera = measure.Problem(measure.SaturatingCamera((1, 5, 5), 4.0), measure.GaussianNoise(0.1))
+    torch.testing.assert_close(nonlinear.first_guess(camera, camera.operator(x)), x)
+    phase = measure.Problem(measure.PhaseRetrieval(measure.Gaussian((1, 5, 5), 4000)), measure.GaussianNoise(0.1))
+    guess = nonlinear.first_guess(phase, phase.operator(x))
+    assert ((guess - x).flatten(1).norm(dim=1) < 0.2 * x.flatten(1).norm(dim=1)).all()
+
+
+def test_the_least_curvature_is_that_of_the_hessian():
+    flow = tiny().requires_grad_(False).eval()
+    x = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(lambda x: -flow.log_prob(x).sum(), x).view(16, 16)
+    expected = float(torch.linalg.eigvalsh(hessian)[0])
+    assert theorems.least_curvature(flow, x, 16, PART) == pytest.approx(expected, rel=1e-6, abs=1e-8)
+    few = theorems.least_curvature(flow, x, 3, PART)
+    assert few >= expected - 1e-9  # Ritz values lie inside the spectrum
+
+
+def test_a_gaussians_modes_move_within_the_bound():
+    settings = registry.get("whang.theorems").settings["quick"]
+    _, arrays = theorems._test(settings, PART, ("gaussian", 0))
+    assert (arrays["error"].values <= arrays["bound"].values * (1 + 1e-9)).all()
+    assert (arrays["bound"].values < arrays["noise"].values).all()
+
+
+def test_biharmonic_filling_keeps_what_is_seen_and_is_exact_for_a_plane():
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    plane = (0.1 + 0.03 * rows + 0.02 * columns).expand(2, 12, 12)
+    missing = torch.zeros(2, 12, 12, dtype=torch.bool)
+    missing[0, 4:6, 5:7], missing[1, 7, 3] = True, True
+    filled = subpixel._biharmonic(torch.where(missing, 0.0, plane), missing)
+    np.testing.assert_allclose(filled, plane, atol=1e-6)
+
+
+def test_rebuilding_keeps_no_more_for_a_deeper_flow():
+    settings = replace(registry.get("whang.subpixel").settings["quick"], size=32)
+    kept = [subpixel._memory(settings, PART, depth)[1]["kept"].values for depth in (1, 3)]
+    assert kept[1][1] == kept[0][1] and kept[1][0] > 1.5 * kept[0][0]
