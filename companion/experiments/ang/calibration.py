@@ -8,12 +8,8 @@ import torch
 from torch import Tensor
 
 from companion import _support, energy, evaluate, measure, sample
-from companion.experiments import shared
+from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.ang.problems import Case, cases, observed, posterior, prior_latents, truths
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
 
 METHODS = ("mala", "mala, metric", "hmc, metric", "smc", "laplace")
 INTERVALS = ("posterior", "predictive", "conformal")

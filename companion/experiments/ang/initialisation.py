@@ -6,12 +6,8 @@ from typing import Any
 import torch
 
 from companion import evaluate, sample
-from companion.experiments import shared
+from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.ang.problems import Case, cases, observed, posterior, truths
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
 
 STARTS = ("random", "posterior", "map", "map-posterior", "posterior, map", "posterior, map, metric")
 SEARCHES = ("map", "map-posterior", "posterior, map", "posterior, map, metric")

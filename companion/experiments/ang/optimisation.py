@@ -7,12 +7,8 @@ import torch
 from torch import Tensor
 
 from companion import _support, sample
-from companion.experiments import shared
+from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.ang.problems import truths
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
 
 RULES = (
     "random",

@@ -5,11 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from companion import _support, energy, measure
-from companion.experiments import shared
-from companion.experiments.parts import Part
+from companion.experiments import Part, problems, shared
 
 
 @dataclass(frozen=True)
@@ -32,17 +30,11 @@ def cases(settings: Any) -> list[Case]:
 
 
 def truths(part: Part, prior: Any, name: str, number: int, split: str = "test") -> Tensor:
-    """Images to recover, [number, *shape]: draws of the "prior" itself, embedded "digits", or those of a data set.
-
-    The 8×8 digits are enlarged to 20×20 and given MNIST's margin of 4 pixels: real ones, though of another hand.
-    """
+    """Images to recover, [number, *shape]: draws of the "prior" itself, embedded "digits", or those of a data set."""
     if name == "prior":
         with torch.no_grad():
             return prior.decode(prior_latents(part, prior, number, split)).clamp(0, 1)
-    if name == "digits":
-        small = shared.images(part, "digits", split, number)
-        return F.pad(F.interpolate(small, size=(20, 20), mode="bilinear"), (4, 4, 4, 4)).clamp(0, 1)
-    return shared.images(part, name, split, number)
+    return shared.images(part, name, split, number, prior.shape[-1])
 
 
 def prior_latents(part: Part, prior: Any, number: int, split: str = "test") -> Tensor:
@@ -55,9 +47,9 @@ def observed(part: Part, truth: Tensor, case: Case, draw: str | int = 0) -> tupl
     """The problem and y. Each image has pixels of its own; all have one Gaussian matrix."""
     shape = tuple(truth.shape[1:])
     if case.kind == "denoising":
-        return shared.denoising(part, truth, case.std, draw)
+        return problems.denoising(part, truth, case.std, draw)
     if case.kind == "compressed":
-        return shared.compressed(part, truth, case.m, draw, norm=case.std * case.m**0.5)
+        return problems.compressed(part, truth, case.m, draw, norm=case.std * case.m**0.5)
     missing, images = 1 - case.m / truth[0].numel(), range(len(truth))
     masks = [
         measure.masks.random_pixels(shape, missing, _support.generator(part.seed, "mask", draw, k)) for k in images

@@ -7,12 +7,8 @@ import numpy as np
 import torch
 
 from companion import evaluate, sample
-from companion.experiments import shared
+from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.ang.problems import Case, cases, observed, posterior, truths
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
 
 METHODS = ("langevin", "mala", "hmc", "mala, metric", "hmc, metric", "pcn, metric")
 _KINDS = ("inpainting", "compressed")

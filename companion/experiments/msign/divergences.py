@@ -8,11 +8,7 @@ from torch import Tensor
 
 from companion.bayes import Elliptic, FieldProblem, jeffreys, laplace, train_msign, weighted
 from companion.bayes import Settings as Training
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.priors.msign import MsIGN
 
 DIVERGENCES = ("KL(p‖q)", "KL(q‖p)", "Jeffreys")

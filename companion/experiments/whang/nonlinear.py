@@ -9,11 +9,7 @@ from torch import Tensor
 
 from companion import evaluate, measure, recover
 from companion.energy import NoiseMisfit
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 from companion.experiments.whang import sets
 
 POWER_STEPS = 30  # of the spectral start
@@ -147,7 +143,7 @@ def _choose(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]
     if len(betas) == 1:
         return {"beta": betas[0]}, {}
     truth, problem, y = _problem(settings, part, "validation", settings.tuned_on, search)
-    best, _ = shared.choose(part, betas, _solver(settings, part, problem, y, search.method), truth, _score(problem))
+    best, _ = problems.choose(part, betas, _solver(settings, part, problem, y, search.method), truth, _score(problem))
     return {"beta": betas[best]}, {}
 
 

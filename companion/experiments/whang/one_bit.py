@@ -24,11 +24,7 @@ from companion.energy import (
     SquaredMisfit,
     linearised,
 )
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 from companion.experiments.whang import sets
 
 
@@ -182,7 +178,7 @@ def _choose(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]
     if len(weights) == 1:
         return {"weight": weights[0]}, {}
     truth, problem, linear, y = _problem(settings, part, "validation", settings.tuned_on, search)
-    best, scores = shared.choose(part, weights, _solver(settings, part, search, problem, linear, y), truth)
+    best, scores = problems.choose(part, weights, _solver(settings, part, search, problem, linear, y), truth)
     return {"weight": weights[best]}, {"psnr": named(scores.round(3), weight=weights, image=len(truth))}
 
 

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor
 
 from companion import data, evaluate, measure, recover
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 from companion.experiments.whang import sets
 
 HALF = 0.5  # of the image, in the measurements
@@ -153,7 +149,7 @@ def _choose(settings: Settings, part: Part, method: str) -> tuple[dict, dict]:
     if len(weights) == 1:
         return {"weight": weights[0]}, {}
     truth, problem, y = _problem(settings, part, "validation", settings.tuned_on)
-    best, scores = shared.choose(part, weights, _solver(settings, part, problem, y, method), truth)
+    best, scores = problems.choose(part, weights, _solver(settings, part, problem, y, method), truth)
     return {"weight": weights[best]}, {"psnr": named(scores.round(3), weight=weights, image=len(truth))}
 
 

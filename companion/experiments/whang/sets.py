@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from companion import data, measure, recover
 from companion._support import one_of
-from companion.experiments import shared
-from companion.experiments.parts import Part
+from companion.experiments import Part, shared
 
 # Whang et al. 2020, sec. 5.4.3, has decay 0.005 on images of 64 pixels: the same share of a smaller image is noisy
 _RADIAL_DECAY, _RADIAL_SIDE = 0.005, 64

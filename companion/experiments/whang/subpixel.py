@@ -13,12 +13,8 @@ from torch import Tensor
 from companion import _reads, evaluate, measure, priors, recover
 from companion._support import store
 from companion.data._decode import picture
-from companion.experiments import shared
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 from companion.experiments.hand.memory import kept_bytes
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
 from companion.measure import masks
 
 
@@ -104,7 +100,7 @@ def _choose(settings: Settings, part: Part, method: str) -> tuple[dict, dict]:
         return {"weight": weights[0]}, {}
     truth = shared.images(part, "photos", "validation", settings.tuned_on, 32, spread=True)
     problem, y = _problem(settings, part, truth, "validation")
-    best, _ = shared.choose(part, weights, partial(_solve, settings, part, problem, y, method), truth)
+    best, _ = problems.choose(part, weights, partial(_solve, settings, part, problem, y, method), truth)
     return {"weight": weights[best]}, {}
 
 

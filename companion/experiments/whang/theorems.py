@@ -10,10 +10,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from companion import _support, measure, recover
-from companion.experiments.arrays import named
-from companion.experiments.context import Context
-from companion.experiments.parts import Part, gather
-from companion.experiments.registry import experiment
+from companion.experiments import Context, Part, experiment, gather, named
 from companion.experiments.whang import sets
 from companion.priors import load
 
