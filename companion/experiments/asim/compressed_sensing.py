@@ -12,6 +12,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -170,7 +171,7 @@ def kodak(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers crops of the 24 Kodak photographs, with priors that learned from hundreds of other photographs."""
     metrics, arrays = compare(settings, context)
     crops = data.load("kodak", "test", settings.size)
-    return metrics, arrays | {"photograph": named(crops.photo[: settings.images].numpy(), image=settings.images)}
+    return metrics, arrays | {"photograph": named(np.asarray(crops.photo)[: settings.images], image=settings.images)}
 
 
 @experiment(
@@ -256,7 +257,7 @@ def compare(settings: Settings, context: Context) -> tuple[dict, dict]:
 
 
 def _solve(
-    settings: Settings, part: Part, method: str, problem: measure.Problem, y: Tensor, seed: int, **option: Any
+    settings: Settings, part: Part, method: str, problem: Any, y: Tensor, seed: int, **option: Any
 ) -> recover.Result:
     """An estimate within the budget; `seed` is that of the generators' starts."""
     budget, operator = settings.budget, problem.operator

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from companion import evaluate, measure, recover
-from companion.experiments import Context, Named, Part, collect, experiment, gather, named, problems, shared
+from companion.experiments import Context, Named, Part, experiment, gather, named, problems, shared
+from companion.experiments.arrays import collect
 from companion.experiments.asim.image_sets import image_set
 from companion.recover.run import Watch
 
