@@ -177,7 +177,9 @@ class _Direct(_Solver):
                 block -= link[:, :, None] * self.inverses[-1] * link[:, None]
             factor, failed = torch.linalg.cholesky_ex(block)
             # an image too wild to factorise is solved wrongly, which its residual tells, rather than abort the batch
-            factor = factor.where((failed == 0)[:, None, None], torch.eye(factor.shape[1]).to(factor))
+            factor = factor.where(
+                (failed == 0)[:, None, None], torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+            )
             self.inverses.append(torch.cholesky_inverse(factor))
 
     def solve(self, load: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

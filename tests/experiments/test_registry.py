@@ -22,7 +22,7 @@ def test_every_experiment_of_the_package_is_found_and_says_what_it_is():
 def test_unknown_name_says_what_is_near_and_what_is_known():
     for call in (experiments.run, experiments.load, experiments.describe, registry.get):
         with pytest.raises(
-            ValueError, match=r"experiment: got 'test\.tniy'; allowed: asim.* \(did you mean test\.tiny\?\)$"
+            ValueError, match=r"experiment: got 'test\.tniy'; allowed: ang.* \(did you mean test\.tiny\?\)$"
         ) as caught:
             call("test.tniy")
         assert "\n" not in str(caught.value)

@@ -28,7 +28,9 @@ NOISES = {
         (measure.RadialNoise(0.8), uniform(1, 3, 4)),
         (measure.RadialNoise(0.8), uniform(1, 1, 1)),
     ],
-    measure.WidenedNoise: [(measure.WidenedNoise(measure.SinusoidalNoise(0.5, mean=0.7), 0.6), uniform(33))],
+    measure.WidenedNoise: [
+        (measure.WidenedNoise(measure.SinusoidalNoise(0.5, mean=0.7), 0.6), uniform(size)) for size in (33, 8)
+    ],
     measure.PoissonGaussianNoise: [
         (measure.PoissonGaussianNoise(0.02, 0.05), uniform(3, 6, 5)),
         (measure.PoissonGaussianNoise(0.5, 0.05), uniform(1, 2, 4)),
