@@ -10,7 +10,7 @@ from scipy import integrate
 from companion import measure, priors, sample
 from companion.energy import Energy, LatentNorm, NoiseMisfit
 from companion.measure.base import Operator
-from companion.sample.svgd import _direction
+from companion.sample.svgd import direction
 
 
 def test_smc_finds_evidence_mean_and_covariance():
@@ -71,7 +71,7 @@ def test_the_direction_of_svgd_is_liu_and_wangs():
             at = z[0, j].clone().requires_grad_()
             kernel = torch.exp(-(at - z[0, i]).square().sum() / width)
             expected[i] += (kernel.detach() * score[0, j] + torch.autograd.grad(kernel, at)[0]) / 5
-    torch.testing.assert_close(_direction(z, score, torch.ones(1, 5).bool())[0], expected)
+    torch.testing.assert_close(direction(z, score, torch.ones(1, 5).bool())[0], expected)
 
 
 def test_svgd_finds_mean_and_width_of_a_gaussian():
