@@ -92,7 +92,7 @@ def elliptic(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Trains MsIGN on the elliptic problem, beside a Laplace mixture and samplers, and compares with long chains."""
     scales = range(1, len(_problems(settings)) + 1)
     judged = context.map(_reference, scales, "references")
-    references = tuple(outcome.arrays["folded"] for outcome in judged)
+    references = tuple(outcome.arrays["folded"].values for outcome in judged)
     cases = [Case(method, draw, references) for method in METHODS for draw in range(settings.draws)]
     arrays = gather(context.map(_fit, cases, "models"), method=METHODS, draw=settings.draws)
     rivals = context.map(_rival, [Case(rival, 0, references[-1:]) for rival in RIVALS], "rivals")
