@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from companion import __version__, cli
+from companion import __version__, cli, experiments
 
 TINY = Path(__file__).parent / "experiments"
 
@@ -101,6 +101,7 @@ def test_bad_arguments_exit_2_with_one_line_that_says_which(tiny, fakes, capsys,
 @pytest.fixture
 def fakes(monkeypatch):
     """Stand-ins for the modules that train and fetch, so that neither happens here."""
+    experiments.names()  # imports them all, with the modules that there are
     calls = []
     training = types.ModuleType("companion.training")
     training.PROFILES = ("quick", "laptop", "paper")
