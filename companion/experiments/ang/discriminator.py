@@ -45,8 +45,8 @@ _LEAPFROGS = 5
             data="mnist", calibration=5000, draws=2000, budget=5000, images=1000, chains=4, posterior=10_000
         ),
     },
-    # chains follow rounding errors apart
-    tolerances={"*": 0.3},
+    # chains follow rounding errors apart, and R-hat of chains that hardly moved is any large number
+    tolerances={"rhat": None, "*": 0.3},
 )
 def discriminator(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Refines a GAN's prior and its posteriors by the calibrated discriminator, with several weights."""
