@@ -7,7 +7,16 @@ import torch
 from operator_cases import Masks
 
 from companion import measure, recover
-from companion.energy import Energy, FlowLikelihood, LatentNorm, NoiseMisfit, Penalty, SquaredMisfit
+from companion.energy import (
+    Discrimination,
+    Energy,
+    FlowLikelihood,
+    LatentNorm,
+    LogRatio,
+    NoiseMisfit,
+    Penalty,
+    SquaredMisfit,
+)
 from companion.priors import GAN, Glow, PointFlow, load
 
 SHAPE = (3, 8, 8)
@@ -286,6 +295,8 @@ PENALTIES = {
     "squared norm, a weight for each": LatentNorm(EACH, squared=True),
     "likelihood": FlowLikelihood(0.2),
     "likelihood, a weight for each": FlowLikelihood(0.2 * EACH),
+    "discriminator": Discrimination(LogRatio(lambda x: x.square().flatten(1).mean(1), 1.5, -1.0), 2.0),
+    "discriminator, a weight for each": Discrimination(LogRatio(lambda x: x.sin().flatten(1).sum(1)), EACH),
     "a reference for each": FromReference(0.1 * draws(4, 192, seed=3)),
 }
 OPERATORS = {

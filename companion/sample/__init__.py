@@ -16,6 +16,7 @@ from companion.sample.samplers import annealed_langevin, hmc, langevin, mala, pc
 from companion.sample.smc import Particles, smc
 from companion.sample.start import first_guess, improve, initialise
 from companion.sample.svgd import projected_svgd, svgd
+from companion.sample.weighting import Weights, calibrated, importance_weights
 
 __all__ = [
     "Chains",
@@ -26,13 +27,16 @@ __all__ = [
     "Metric",
     "Particles",
     "Posterior",
+    "Weights",
     "adaptive_sensing",
     "annealed_langevin",
     "bayesian_optimisation",
+    "calibrated",
     "first_guess",
     "gauss_newton",
     "greedy",
     "hmc",
+    "importance_weights",
     "improve",
     "initialise",
     "langevin",

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from companion import priors
-from companion.experiments.ang import adaptive, calibration, optimisation, problems
+from companion.experiments.ang import adaptive, calibration, discriminator, optimisation, problems
 from companion.experiments.parts import Part
 
 CPU = torch.device("cpu")
@@ -91,3 +92,27 @@ def test_the_processs_length_is_the_likeliest_to_scikit_learn():
         values.append(model.log_marginal_likelihood_value_)
     length = optimisation.LENGTHS[int(np.argmax(values))]
     np.testing.assert_allclose(found, (offsets**2).mean() * np.exp(-squared / (2 * length**2)))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_energy_distance_of_numbers_is_scipys(weighted):
+    source = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, generator=source), 0.5 + torch.randn(20, generator=source)
+    weights = torch.rand(30, generator=source).softmax(0) if weighted else None
+    found = discriminator.energy_distance(x.view(-1, 1, 1, 1), y.view(-1, 1, 1, 1), weights)
+    assert found == pytest.approx(stats.energy_distance(x, y, weights), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_tilted_images_have_the_log_ratio_that_they_are_said_to_have():
+    """Then log E_G exp(d) = −log E exp(−d) over them: either side estimates the constant of the ratio."""
+    part, gan = Part(CPU, 0), priors.load("gan-mnist")
+    settings = discriminator.Settings(data="tilted", calibration=1, draws=1, budget=1, images=1, chains=1, posterior=1)
+    tilted = discriminator.real_images(settings, part, 200, "test")
+    generated = problems.truths(part, gan, "prior", 1000)
+    with torch.no_grad():
+        d, before = gan.discriminate(tilted).double(), gan.discriminate(generated).double()
+    back, there = (-d).exp(), before.exp()
+    error = (back.std() / back.mean() / 200**0.5).hypot(there.std() / there.mean() / 1000**0.5)
+    assert abs(float(there.mean().log() + back.mean().log())) < 3 * float(error)
+    assert d.mean() > before.mean() + 0.5
