@@ -112,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch = command(data, "fetch", _fetch, "download and check a data set, or find it")
     fetch.add_argument("name", metavar="NAME", help="a data set, as companion data list shows it")
 
-    assign = command(commands, "assign", _assign, "make the student's notebook and the solved one of an assignment")
-    assign.add_argument("assignment", metavar="NAME", help="an assignment; an unknown name lists them")
+    assign = command(commands, "assign", _assign, "make the students' notebooks of assignments, and the solved ones")
+    assign.add_argument("names", nargs="*", metavar="NAME", help="assignments (default: all)")
     assign.add_argument("--out", type=_folder, default=Path("dist/assignments"), help="default: ./dist/assignments")
 
     grade = command(commands, "grade", _grade, "grade notebooks that students hand in", spread)
@@ -223,12 +223,12 @@ def _assign(options: argparse.Namespace) -> None:
     from companion import grading
     from companion._support import atomic
 
-    task = grading.load(options.assignment)
-    for kind, notebook in (("student", task.student), ("solution", task.solution)):
-        path = options.out / f"{task.name}-{kind}.ipynb"
-        with atomic(path) as part:
-            part.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _print(str(path))
+    for task in map(grading.load, options.names or grading.names()):
+        for kind, notebook in (("student", task.student), ("solution", task.solution)):
+            path = options.out / f"{task.name}-{kind}.ipynb"
+            with atomic(path) as part:
+                part.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            _print(str(path))
 
 
 def _grade(options: argparse.Namespace) -> None:

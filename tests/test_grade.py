@@ -140,23 +140,23 @@ def test_hostile_cell_costs_no_marks(marks: Any, kind: str) -> None:
     assert remark in remarks and bool(remark) == bool(remarks)
 
 
-@pytest.mark.parametrize(
-    "cheat",
-    [
-        "import math; math.isclose = lambda *a, **k: True",
-        "import builtins; builtins.abs = lambda x: 0.0\nbuiltins.isinstance = builtins.vars = lambda *a: False",
-        "abs = lambda x: 0.0",
-        "import builtins\nclass E(Exception): pass\nbuiltins.AssertionError = E",
-        "import sys\nsys.modules['math'] = type(sys)('math'); sys.modules['math'].isclose = lambda *a: True",
-        "import json; json.dumps = lambda *a: '{}'",
-        "import sys; sys.settrace(lambda *a: None)",
-        "import sys, os; sys.exit = os._exit; sys.stdout = None",
-    ],
-)
-def test_patched_checks_earn_nothing(marks: Any, cheat: str) -> None:
-    wrong = [code("def square(x):\n    return 7.0"), code("def log_det(s):\n    return 7.0")]
-    assert marks([*wrong, code(cheat)])[0] == [0, 0]
-    assert marks([code(text) for text in (*SOLVED.values(), cheat)])[0] == [2, 2]
+CHEATS = [
+    "import math; math.isclose = lambda *a, **k: True",
+    "import sys\nsys.modules['math'] = type(sys)('math'); sys.modules['math'].isclose = lambda *a: True",
+    "abs = lambda x: 0.0",
+    "import json; json.dumps = lambda *a: '{}'",
+    "import builtins\nclass E(Exception): pass\nbuiltins.AssertionError = E",
+    "import builtins; builtins.abs = lambda x: 0.0\nbuiltins.isinstance = builtins.vars = lambda *a: False",
+    "import sys, os; sys.exit = os._exit; sys.stdout = None",
+    "import sys; sys.settrace(lambda *a: None)",
+]
+
+
+def test_patched_checks_earn_nothing(marks: Any) -> None:
+    wrong = ["def square(x):\n    return 7.0", "def log_det(s):\n    return 7.0"]
+    given, remarks = marks([code(text) for text in (*wrong, *CHEATS)])
+    assert given == [0, 0] and "code cell" not in remarks
+    assert marks([code(text) for text in (*SOLVED.values(), *CHEATS)])[0] == [2, 2]
 
 
 def test_edited_and_deleted_tests_change_nothing(folder: Path, marks: Any) -> None:

@@ -281,12 +281,8 @@ def _converse(
             run.ended = f"ran past the limit of {seconds} s"
             return
         ready, _, _ = select.select(readers, [], [], min(left, 0.2))
-        if process.stdout in ready:
-            piece = os.read(process.stdout.fileno(), 2**16)
-            run.cut = run.cut or len(run.output) + len(piece) > _OUTPUT
-            run.output = (run.output + piece)[:_OUTPUT]
-            if not piece:
-                readers.remove(process.stdout)
+        if process.stdout in ready and not _keep_output(process.stdout.fileno(), run):
+            readers.remove(process.stdout)
         if here in ready:
             piece = here.recv(2**16)
             received += len(piece)
@@ -299,6 +295,17 @@ def _converse(
         elif gone and not ready:
             return  # a child of the student's code holds the socket open
         gone = process.poll() is not None
+    while process.stdout in readers and not run.cut and select.select([process.stdout], [], [], 0)[0]:
+        if not _keep_output(process.stdout.fileno(), run):
+            return
+
+
+def _keep_output(number: int, run: _Run) -> bool:
+    """Read a piece of output and keep it up to the limit; False at the end of the output."""
+    piece = os.read(number, 2**16)
+    run.cut = run.cut or len(run.output) + len(piece) > _OUTPUT
+    run.output = (run.output + piece)[:_OUTPUT]
+    return bool(piece)
 
 
 def _hear(line: bytes, token: str, run: _Run) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 def main() -> None:
     """Serve one submission."""
     # What is used after the student's cells is taken before them.
-    load, dump, run, build = json.loads, json.dumps, exec, compile
+    load, dump, run, build, output = json.loads, json.dumps, exec, compile, sys.stdout
     stream = socket.socket(fileno=int(sys.argv[1])).makefile("rw", encoding="utf-8")
 
     def tell(**message: Any) -> None:
@@ -41,10 +41,11 @@ def main() -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
     notebook = types.ModuleType("__main__")
     sys.modules["__main__"] = notebook
+    space = vars(notebook)
     for index, source in job["cells"]:
         tell(cell=index)
         try:
-            run(build(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source), f"<cell {index}>", "exec"), vars(notebook))
+            run(build(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source), f"<cell {index}>", "exec"), space)
         except BaseException as error:
             tell(cell=index, error=_text(error))
     settrace(None)
@@ -57,13 +58,15 @@ def main() -> None:
     second = load(stream.readline())
     for key, source in second["tests"]:
         tell(token=second["token"], test=key)
-        names = {name: value for name, value in vars(notebook).items() if name not in clean}
+        names = {name: value for name, value in space.items() if name not in clean}
         try:
             run(build(source, f"<test {key}>", "exec"), {**names, "__builtins__": dict(clean)})
             error_text = None
         except BaseException as error:
             error_text = _text(error)
         tell(token=second["token"], test=key, passed=error_text is None, error=error_text)
+    with suppress(OSError, ValueError):  # closed by the student's code
+        output.flush()
     tell(token=second["token"], done=True)
 
 
