@@ -111,6 +111,17 @@ def _parser() -> argparse.ArgumentParser:
     command(data, "list", _data_list, "data sets and their licences")
     fetch = command(data, "fetch", _fetch, "download and check a data set, or find it")
     fetch.add_argument("name", metavar="NAME", help="a data set, as companion data list shows it")
+
+    assign = command(commands, "assign", _assign, "make the students' notebooks of assignments, and the solved ones")
+    assign.add_argument("names", nargs="*", metavar="NAME", help="assignments (default: all)")
+    assign.add_argument("--out", type=_folder, default=Path("dist/assignments"), help="default: ./dist/assignments")
+
+    grade = command(commands, "grade", _grade, "grade notebooks that students hand in", spread)
+    grade.add_argument(
+        "submissions", nargs="+", type=_folder, metavar="SUBMISSION", help="a notebook, or a folder of them"
+    )
+    grade.add_argument("--assignment", required=True, metavar="NAME", help="an assignment; an unknown name lists them")
+    grade.add_argument("--out", type=_folder, default=Path("marks.csv"), help="the table (default: ./marks.csv)")
     return parser
 
 
@@ -206,6 +217,27 @@ def _fetch(options: argparse.Namespace) -> None:
     one_of("data set", options.name, data.names())
     paths = data.fetch(options.name)
     _print(f"{options.name}: {', '.join(map(str, paths)) or 'embedded, nothing to fetch'}")
+
+
+def _assign(options: argparse.Namespace) -> None:
+    from companion import grading
+    from companion._support import atomic
+
+    for task in map(grading.load, options.names or grading.names()):
+        for kind, notebook in (("student", task.student), ("solution", task.solution)):
+            path = options.out / f"{task.name}-{kind}.ipynb"
+            with atomic(path) as part:
+                part.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            _print(str(path))
+
+
+def _grade(options: argparse.Namespace) -> None:
+    from companion import grading
+
+    records = grading.grade(
+        options.submissions, options.assignment, options.out, workers=options.workers, progress=True
+    )
+    _print(f"{len(records)} graded; marks in {options.out}, a page a student in {options.out.with_suffix('')}")
 
 
 if __name__ == "__main__":

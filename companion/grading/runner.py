@@ -1,0 +1,83 @@
+"""Run a student's cells, then the tests, in a process of its own that `companion.grading.grade` starts.
+
+Messages are lines of JSON on the socket whose number is the first argument. The tests and the token that signs their
+results come only when the student's cells have run, so that a cell can neither read nor sign them; builtins and the
+modules that the tests name are then put back as they were. That stops edited tests and patched functions. It does not
+stop code written against this very file: both share one interpreter.
+"""
+
+import builtins
+import json
+import re
+import resource
+import socket
+import sys
+import types
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+
+def main() -> None:
+    """Serve one submission."""
+    # What is used after the student's cells is taken before them.
+    load, dump, run, build, output = json.loads, json.dumps, exec, compile, sys.stdout
+    stream = socket.socket(fileno=int(sys.argv[1])).makefile("rw", encoding="utf-8")
+
+    def tell(**message: Any) -> None:
+        stream.write(dump(message) + "\n")
+        stream.flush()
+
+    job = load(stream.readline())
+    for name in job["modules"]:
+        with suppress(ImportError):  # the test that imports it will say so
+            import_module(name)
+    roots = {name.partition(".")[0] for name in job["modules"]} | {"builtins", "json"}
+    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] in roots}
+    before = [(vars(module), dict(vars(module))) for module in modules.values()]
+    builtin, clean = vars(builtins), dict(vars(builtins))
+    settrace, setprofile = sys.settrace, sys.setprofile
+    for name, value in job["limits"].items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+    notebook = types.ModuleType("__main__")
+    sys.modules["__main__"] = notebook
+    space = vars(notebook)
+    for index, source in job["cells"]:
+        tell(cell=index)
+        try:
+            run(build(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source), f"<cell {index}>", "exec"), space)
+        except BaseException as error:
+            tell(cell=index, error=_text(error))
+    settrace(None)
+    setprofile(None)
+    builtin.update(clean)  # first: what follows calls them
+    sys.modules.update(modules)
+    for now, saved in before:
+        now.update(saved)
+    tell(ran=True)
+    second = load(stream.readline())
+    for key, source in second["tests"]:
+        tell(token=second["token"], test=key)
+        names = {name: value for name, value in space.items() if name not in clean}
+        try:
+            run(build(source, f"<test {key}>", "exec"), {**names, "__builtins__": dict(clean)})
+            error_text = None
+        except BaseException as error:
+            error_text = _text(error)
+        tell(token=second["token"], test=key, passed=error_text is None, error=error_text)
+    with suppress(OSError, ValueError):  # closed by the student's code
+        output.flush()
+    tell(token=second["token"], done=True)
+
+
+def _text(error: BaseException) -> str:
+    """Kind and message of an error; the message is the student's and may itself fail."""
+    try:
+        message = str(error)[:500]
+    except BaseException:
+        message = "(no message)"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

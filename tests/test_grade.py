@@ -1,0 +1,285 @@
+"""The grader: marks of right, wrong, empty and hostile submissions, and a grading that goes on where it stopped."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from companion import grading
+from companion.cli import main
+from companion.grading.grade import isolation
+
+Cells = list[dict[str, Any]]
+
+SOLVED = {
+    "square": "def square(x):\n    return x * x  # SOLUTION\n",
+    "log_det": "import math\n\ndef log_det(s):\n    # BEGIN SOLUTION\n"
+    "    return math.log(s * s) / 2\n    # END SOLUTION\n",
+}
+TESTS = {
+    "square": [
+        "assert square(2) == 4, 'the square of 2 is 4'",
+        "# HIDDEN\nimport math\nassert math.isclose(square(-1.5), 2.25), 'squares are positive'",
+    ],
+    "log_det": [
+        "import math\nassert math.isclose(log_det(2.0), math.log(2)), 'log of the scale'",
+        "# HIDDEN\nassert abs(log_det(-0.5) - -0.6931471805599453) < 1e-12, 'of its absolute value'",
+    ],
+}
+
+
+def raw(text: str) -> dict[str, Any]:
+    return {"cell_type": "raw", "metadata": {}, "source": text}
+
+
+def code(text: str) -> dict[str, Any]:
+    return {"cell_type": "code", "metadata": {}, "source": text, "outputs": [], "execution_count": None}
+
+
+def notebook(cells: Cells) -> dict[str, Any]:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An assignment of two questions of 2 points, and one that a person marks."""
+    cells = [raw("# ASSIGNMENT CONFIG\nseconds: 2\nmemory_mb: 400")]
+    for name, solution in SOLVED.items():
+        cells += [raw(f"# BEGIN QUESTION\nname: {name}\npoints: 2"), raw("# BEGIN SOLUTION"), code(solution)]
+        cells += [raw("# END SOLUTION"), raw("# BEGIN TESTS"), *map(code, TESTS[name]), raw("# END TESTS")]
+        cells += [raw("# END QUESTION")]
+    cells += [raw("# BEGIN QUESTION\nname: why\npoints: 3\nmanual: true"), raw("# BEGIN SOLUTION")]
+    cells += [{"cell_type": "markdown", "metadata": {}, "source": "Because of the secret."}]
+    cells += [raw("# END SOLUTION"), raw("# END QUESTION")]
+    made = tmp_path_factory.mktemp("assignment")
+    (made / "master.ipynb").write_text(json.dumps(notebook(cells)))
+    return made
+
+
+@pytest.fixture
+def marks(folder: Path, tmp_path: Path) -> Any:
+    """Grade one submission: its marks of the automatic questions, and its remarks as one text."""
+
+    def of(content: bytes | dict[str, Any] | Cells) -> tuple[list[float], str]:
+        if isinstance(content, list):
+            content = notebook(content)
+        text = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (tmp_path / "one.ipynb").write_bytes(text)
+        record = grading.grade([tmp_path / "one.ipynb"], folder, tmp_path / "marks.csv")[0]
+        assert record["marks"]["why"] is None
+        return [record["marks"][name] for name in SOLVED], "; ".join(record["remarks"])
+
+    return of
+
+
+def solved(*extra: str) -> Cells:
+    """The solution, with more cells between its first answer and its second."""
+    return [code(SOLVED["square"]), *map(code, extra), code(SOLVED["log_det"])]
+
+
+def test_solution_and_untouched_file(folder: Path, marks: Any) -> None:
+    task = grading.load(folder)
+    assert marks(task.solution) == ([2, 2], "")
+    given, remarks = marks(task.student)
+    assert given == [0, 0]
+    assert "square: " in remarks and "log_det: " in remarks
+
+
+def test_student_file_holds_no_solution_and_no_hidden_test(folder: Path) -> None:
+    text = json.dumps(grading.load(folder).student)
+    for secret in ("x * x", "s * s", "secret", "HIDDEN", "2.25", "SOLUTION", "BEGIN", "6931"):
+        assert secret not in text
+    assert "the square of 2 is 4" in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "left"),
+    [
+        ([code("square = lambda x: x * abs(x)"), code(SOLVED["log_det"])], [0, 2]),
+        ([code(SOLVED["square"]), code("import math\nlog_det = lambda s: -math.log(abs(s))")], [2, 0]),
+        ([code(SOLVED["square"]), code("import math\nlog_det = math.log")], [2, 0]),
+    ],
+)
+def test_wrong_answer_loses_its_question(marks: Any, wrong: Cells, left: list[float]) -> None:
+    assert marks(wrong)[0] == left
+
+
+HOSTILE = {
+    "loop": ("while True: pass", "code cell 2 ran past the limit of 2 s; it was left out"),
+    "memory": ("x = bytearray(2**30)", "code cell 2: MemoryError"),
+    "exit": ("import os; os._exit(0)", "code cell 2 ended its process (exit code 0); it was left out"),
+    "crash": ("import ctypes; ctypes.string_at(0)", "code cell 2 ended its process"),
+    "leave": ("raise SystemExit", "code cell 2: SystemExit"),
+    "syntax": ("def f(:", "code cell 2: SyntaxError"),
+    "output": ("import os\nfor _ in range(2000): os.write(1, b'x' * 10000)", "output cut after 20 kB"),
+    "file": ("open('big', 'wb').write(bytes(2**27))", "code cell 2: OSError"),
+    "close": ("import os; os.closerange(3, 100)", "code cell 2 "),
+    "message": (
+        "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'{\"token\": 1}\\n[]\\n\\xff\\n')\n"
+        "    except OSError: pass",
+        "",
+    ),
+    "magic": ("%matplotlib inline\n!echo hello", ""),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_cell_costs_no_marks(marks: Any, kind: str) -> None:
+    cell, remark = HOSTILE[kind]
+    given, remarks = marks(solved(cell))
+    assert given == [2, 2], remarks
+    assert remark in remarks and bool(remark) == bool(remarks)
+
+
+CHEATS = [
+    "import math; math.isclose = lambda *a, **k: True",
+    "import sys\nsys.modules['math'] = type(sys)('math'); sys.modules['math'].isclose = lambda *a: True",
+    "abs = lambda x: 0.0",
+    "import json; json.dumps = lambda *a: '{}'",
+    "import builtins\nclass E(Exception): pass\nbuiltins.AssertionError = E",
+    "import builtins; builtins.abs = lambda x: 0.0\nbuiltins.isinstance = builtins.vars = lambda *a: False",
+    "import sys, os; sys.exit = os._exit; sys.stdout = None",
+    "import sys; sys.settrace(lambda *a: None)",
+]
+
+
+def test_patched_checks_earn_nothing(marks: Any) -> None:
+    wrong = ["def square(x):\n    return 7.0", "def log_det(s):\n    return 7.0"]
+    given, remarks = marks([code(text) for text in (*wrong, *CHEATS)])
+    assert given == [0, 0] and "code cell" not in remarks
+    assert marks([code(text) for text in (*SOLVED.values(), *CHEATS)])[0] == [2, 2]
+
+
+def test_edited_and_deleted_tests_change_nothing(folder: Path, marks: Any) -> None:
+    cells = grading.load(folder).student["cells"]
+    edited = [{**cell, "source": "import os; os._exit(1)"} if cell["metadata"] else cell for cell in cells]
+    assert marks(edited)[0] == [0, 0]
+    assert marks([code(text) for text in SOLVED.values()]) == ([2, 2], "")
+
+
+def test_answer_that_ends_the_process_loses_its_question(marks: Any) -> None:
+    given, remarks = marks([code("import os\ndef square(x):\n    os._exit(0)"), code(SOLVED["log_det"])])
+    assert given == [0, 2]
+    assert "square: ended its process (exit code 0)" in remarks
+
+
+def test_missing_cell(marks: Any) -> None:
+    assert marks([code(SOLVED["log_det"])]) == ([0, 2], "square: NameError: name 'square' is not defined")
+
+
+@pytest.mark.parametrize(
+    ("content", "remark"),
+    [
+        (b"\x89PNG\xff", "the submission is not a Jupyter notebook"),
+        (b"[" * 100_000, "the submission is not a Jupyter notebook"),
+        (b'{"cells": [1]}', "the submission is not a Jupyter notebook"),
+        (
+            {"cells": [], "metadata": {"kernelspec": {"language": "R"}}},
+            "the submission is for a kernel of R, not of Python",
+        ),
+    ],
+)
+def test_file_that_cannot_be_graded(marks: Any, content: Any, remark: str) -> None:
+    assert marks(content) == ([0, 0], remark)
+
+
+def test_no_network(marks: Any) -> None:
+    if not isolation():
+        assert "network open" in marks(solved())[1]
+        return
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        address = server.getsockname()
+        given, remarks = marks(solved(f"import socket; socket.create_connection({address!r}, 1)"))
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert given == [2, 2]
+    assert "code cell 2: OSError" in remarks
+
+
+def test_what_a_student_starts_is_killed(marks: Any, tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    left = (
+        f"import time, pathlib\nwhile True: pathlib.Path({str(alive)!r}).write_text(str(time.time())); time.sleep(0.05)"
+    )
+    start = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {left!r}])\nimport time; time.sleep(0.5)"
+    assert marks(solved(start))[0] == [2, 2]
+    seen = alive.read_text()
+    time.sleep(0.3)
+    assert alive.read_text() == seen
+
+
+@pytest.mark.slow
+def test_table_is_the_same_again_and_stopped_grading_goes_on(folder: Path, tmp_path: Path) -> None:
+    given = tmp_path / "in"
+    given.mkdir()
+    log = tmp_path / "log"
+    trace = f"with open({str(log)!r}, 'a') as f: f.write('x')"
+    for name, cells in {"a": solved(trace), "b": solved("import time; time.sleep(1)"), "c": solved()}.items():
+        (given / f"{name}.ipynb").write_text(json.dumps(notebook(cells)))
+    (given / "d.ipynb").write_text("no notebook")
+    out = tmp_path / "marks.csv"
+    command = [
+        sys.executable,
+        "-m",
+        "companion.cli",
+        "grade",
+        str(given),
+        "--assignment",
+        str(folder),
+        "--out",
+        str(out),
+    ]
+    stopped = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    over = time.monotonic() + 60
+    while not (tmp_path / "marks" / "a.json").exists() and time.monotonic() < over:
+        time.sleep(0.02)
+    os.killpg(stopped.pid, signal.SIGKILL)
+    stopped.wait()
+    assert not out.exists()
+    assert main([*command[3:], "--workers", "2"]) == 0
+    assert log.read_text() == "x"  # the first student's code ran once
+    first = out.read_bytes()
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["identifier"], row["square"], row["log_det"], row["why"], row["total"]) for row in rows] == [
+        ("a", "2", "2", "", "4"),
+        ("b", "2", "2", "", "4"),
+        ("c", "2", "2", "", "4"),
+        ("d", "0", "0", "", "0"),
+    ]
+    for record in (tmp_path / "marks").iterdir():
+        record.unlink()
+    assert main(command[3:]) == 0
+    assert out.read_bytes() == first
+
+
+def test_page_shows_no_markup_of_a_student(marks: Any, tmp_path: Path) -> None:
+    marks(solved("print('<script>'); raise ValueError('<b>\\x1b[0m\\nno')"))
+    page = (tmp_path / "marks" / "one.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "ValueError: &lt;b&gt; [0m no" in page
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nowhere.ipynb", "--assignment", "FOLDER"], [".", "--assignment", "FOLDER"], [".", "--assignment", "no-such"]],
+)
+def test_bad_input_is_one_line(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["grade", *(str(folder) if text == "FOLDER" else text for text in arguments)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
