@@ -188,15 +188,15 @@ def train_recipe(
             raise ValueError(f"pictures: got some for {name}, a prior of grey images; allowed: with a colour one")
         read, licence = partial(data.folder, pictures), "that of the pictures; not known here"
     train, validation, test = (read(split, recipe.size) for split in data.SPLITS)
-    stem = name if pictures is None else f"{name}-{train.name}"
+    stem = name if pictures is None else f"{name}-{Path(pictures).name}"
     path, running = folder / f"{stem}.safetensors", folder / f"{stem}.{profile}.training"
     criterion = recipe.criterion()
-    source = train.name if pictures is None else f"the folder {train.name}"
+    source = recipe.data if pictures is None else f"the folder {Path(pictures).name}"
     sides = f" at {recipe.size}×{recipe.size}" if recipe.size else ""
     facts = {
         "name": stem,
         "profile": profile,
-        "data": f"{source}, training split, {len(train)} images{sides}",
+        "data": f"{source}, training split, {len(train.images)} images{sides}",
         "licence of the data": licence,
         "settings": asdict(schedule),
         "seed": schedule.seed,
@@ -208,7 +208,7 @@ def train_recipe(
     with distributed.process_group(device) as own_device:
         curve = fit(
             model,
-            train,
+            train.images,
             criterion,
             schedule,
             validation=_spread(validation.images, 500),
