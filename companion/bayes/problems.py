@@ -60,6 +60,13 @@ class FieldProblem:
         coarse.field, coarse.operator = self.field.coarsen(), self.operator.coarsen()
         return coarse
 
+    def scales(self, number: int | None = None) -> list[Self]:
+        """This problem and coarser ones, the coarsest first: so many in all, by default down to fields of 2 × 2."""
+        found = [self]
+        while found[-1].side > 2 if number is None else len(found) < number:
+            found.append(found[-1].coarsen())
+        return found[::-1]
+
     def log_likelihood(self, x: Tensor) -> Tensor:
         """log N(y; F(x), γ² I) in nats, [batch]; NaN where the simulation failed."""
         misfit = (_Counted.apply(self.operator.forward(x), self._counter) - self.y).square().sum(1)

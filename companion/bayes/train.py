@@ -104,11 +104,9 @@ def train_msign(
     _support.one_of("objective", settings.objective, ("jeffreys", "kl", "stein"))
     if settings.objective == "stein" and not isinstance(model, MsIGN):
         raise ValueError(f"model: got {type(model).__name__} for 'stein'; allowed: MsIGN, whose samples are particles")
-    problems = [problem]
-    for _ in range(model.scales - 1):
-        problems.append(problems[-1].coarsen())
+    problems = problem.scales(model.scales)
     return [
-        _train_stage(problems[model.scales - scale], model.at(scale), settings, first_samples, seed)
+        _train_stage(problems[scale - 1], model.at(scale), settings, first_samples, seed)
         for scale in (range(1, model.scales + 1) if scales is None else scales)
     ]
 

@@ -1,6 +1,7 @@
 """The inverse problems that the experiments share, from named streams, and how they solve, watch and score them."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from companion import evaluate, measure, recover
 from companion.experiments.parts import Part
-from companion.experiments.shared import seed_of
+from companion.experiments.shared import data_set, seed_of
 
 NOISE_NORM = 0.1  # √E‖δ‖² of Asim et al. 2020, sec. 4.2
 
@@ -24,6 +25,14 @@ def compressed(
     seed = seed_of(part, "draw", draw)
     problem = measure.Problem(measure.Gaussian(tuple(truth.shape[1:]), m, seed), measure.GaussianNoise.of_norm(norm, m))
     return problem, problem.observe(truth, seed)
+
+
+@lru_cache(maxsize=4)
+def gaussian(
+    name: str, size: int, device: torch.device, floor: float = 0.0, mirror: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Factor and mean of the Gaussian of a data set's training images; see :func:`companion.recover.gaussian_of`."""
+    return recover.gaussian_of(data_set(name, "train", size)[:].to(device), floor, mirror)
 
 
 def denoising(part: Part, truth: Tensor, std: float, draw: str | int = 0) -> tuple[measure.Problem, Tensor]:

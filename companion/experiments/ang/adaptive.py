@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion import _support, evaluate, recover, sample
+from companion import _support, evaluate, sample
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.ang.problems import truths
 
@@ -59,8 +59,8 @@ def adaptive(settings: Settings, context: Context) -> tuple[dict, dict]:
 
 def training_covariance(part: Part, prior: Any, name: str, number: int) -> tuple[Tensor, Tensor]:
     """Mean, [pixels], and covariance, [pixels, pixels], of training images."""
-    factor, mean = recover.gaussian_of(truths(part, prior, name, number, "train"))
-    return mean.flatten().float(), (factor @ factor.mT).float()
+    flat = truths(part, prior, name, number, "train").flatten(1).double()
+    return flat.mean(0).float(), torch.cov(flat.mT, correction=0).float()
 
 
 def _sense(settings: Settings, part: Part, rule: str) -> tuple[dict, dict]:

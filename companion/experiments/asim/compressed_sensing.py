@@ -291,9 +291,8 @@ def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict
     axes = settings.options(method)
     options = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     number = settings.tuned_on if method in CLASSICAL else settings.learned_on
-    truth = replace(settings, data=settings.validation or settings.data).truth(
-        part, "validation", number, spread=settings.spread
-    )
+    images = settings.validation or settings.data
+    truth = shared.images(part, images, "validation", number, settings.size, spread=settings.spread)
     problem, y = problems.compressed(part, truth, m, "validation")
     seed = shared.seed_of(part, "draw", "validation")
     best, scores = problems.choose(

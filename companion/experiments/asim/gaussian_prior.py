@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from companion import _support, data, evaluate, recover
+from companion import _support, evaluate, recover
 from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 
 
@@ -50,10 +49,8 @@ def gaussian_prior(settings: Settings, context: Context) -> tuple[dict, dict]:
     return {"n": len(variances)}, arrays | {"truth": shared.pictures(settings.truth(context))}
 
 
-@lru_cache(maxsize=4)
 def _gaussian(settings: Settings, device: torch.device, floor: float) -> tuple[Tensor, Tensor]:
-    train = data.load(settings.data, split="train", size=settings.size)[:].to(device)
-    return recover.gaussian_of(train, floor, settings.mirror)
+    return problems.gaussian(settings.data, settings.size, device, floor, settings.mirror)
 
 
 def _recover(settings: Settings, part: Part, m: int) -> tuple[dict, dict]:

@@ -103,10 +103,7 @@ def _mixture(means: Tensor, x: Tensor) -> Tensor:
 
 
 def _coarsest(settings: Settings) -> Elliptic:
-    problem = Elliptic(settings.side)
-    while problem.side > 2:
-        problem = problem.coarsen()
-    return problem
+    return Elliptic(settings.side).scales()[0]
 
 
 def _reference(settings: Settings, part: Part, problem: FieldProblem, *stream: str | int) -> tuple[Tensor, dict]:

@@ -90,7 +90,7 @@ class Case:
 )
 def elliptic(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Trains MsIGN on the elliptic problem, beside a Laplace mixture and samplers, and compares with long chains."""
-    scales = range(1, len(_problems(settings)) + 1)
+    scales = range(1, len(Elliptic(settings.side).scales()) + 1)
     judged = context.map(_reference, scales, "references")
     references = tuple(outcome.arrays["folded"].values for outcome in judged)
     cases = [Case(method, draw, references) for method in METHODS for draw in range(settings.draws)]
@@ -99,14 +99,6 @@ def elliptic(settings: Settings, context: Context) -> tuple[dict, dict]:
     arrays |= {f"rival {name}": one for name, one in gather(rivals, rival=RIVALS).items()}
     found = {f"scale {scale}": outcome.metrics for scale, outcome in zip(scales, judged, strict=True)}
     return {"d": settings.side**2, "reference": found}, arrays
-
-
-def _problems(settings: Settings) -> list[Elliptic]:
-    """From the coarsest scale, 2 × 2, to the finest."""
-    problems = [Elliptic(settings.side)]
-    while problems[-1].side > 2:
-        problems.append(problems[-1].coarsen())
-    return problems[::-1]
 
 
 def fold(problem: Elliptic, x: Tensor) -> Tensor:
@@ -132,7 +124,7 @@ def _reference(settings: Settings, part: Part, scale: int) -> tuple[dict, dict]:
     They move in the coordinates that make the Laplace approximation at one mode N(0, I), and start wider than that. A
     chain hardly ever crosses to the mirror image of its mode; folded, that does not matter.
     """
-    problem = _problems(settings)[scale - 1]
+    problem = Elliptic(settings.side).scales()[scale - 1]
     field = problem.field
     seed = shared.seed_of(part, "reference", scale)
     white = laplace(problem, seed=seed).model().requires_grad_(False)
@@ -172,7 +164,7 @@ def _halves(problem: Elliptic, reference: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     """Train one model through all scales, and compare it with the reference at each."""
-    problems, seed = _problems(settings), shared.seed_of(part, "draw", case.draw)
+    problems, seed = Elliptic(settings.side).scales(), shared.seed_of(part, "draw", case.draw)
     finest, plain, scales = problems[-1], case.method == "plain", range(1, len(problems) + 1)
     found: list[dict[str, float]] = []
     spreads = []
@@ -217,7 +209,7 @@ def _spread(problem: Elliptic, x: Tensor, reference: Tensor) -> np.ndarray:
 
 def _rival(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     """A sampler at the finest scale, from draws of the prior."""
-    problem = _problems(settings)[-1]
+    problem = Elliptic(settings.side)
     field = problem.field
     seed = shared.seed_of(part, "rival", case.method)
     start = field.encode(field.sample(settings.particles, seed=seed))[None]

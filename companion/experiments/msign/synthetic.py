@@ -108,10 +108,7 @@ def synthetic(settings: Settings, context: Context) -> tuple[dict, dict]:
 
 def _problems(settings: Settings, convention: str) -> list[Synthetic]:
     """From the coarsest scale, 2 × 2, to the finest."""
-    problems = [Synthetic(settings.side, convention)]
-    while problems[-1].side > 2:
-        problems.append(problems[-1].coarsen())
-    return problems[::-1]
+    return Synthetic(settings.side, convention).scales()
 
 
 def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:

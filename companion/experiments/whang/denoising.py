@@ -169,11 +169,8 @@ def _choose(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]
 def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     truth, problem, y = _problem(settings, part, "test", settings.images, search.kind, search.level)
     found = part.count(_solver(settings, part, problem, y, search.method)(search.weight))
-    return {}, {
-        "psnr": named(evaluate.psnr(found.x, truth).float().numpy(), image=len(truth)),
-        "evaluations": named(shared.numpy(found.evaluations), image=len(truth)),
-        "recovered": shared.pictures(found.x[: settings.shown]),
-    }
+    scores = {"psnr": evaluate.psnr(found.x, truth).float(), "evaluations": found.evaluations}
+    return {}, shared.by_image(scores) | {"recovered": shared.pictures(found.x[: settings.shown])}
 
 
 def _noisy(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
@@ -223,16 +220,12 @@ def _stabilised(noise: measure.Noise, y: Tensor, std: Tensor, weight: float) -> 
     if not isinstance(noise, measure.PoissonGaussianNoise):
         rms = std.square().mean().sqrt()
         found = recover.bm3d(y / std * rms, weight * float(rms))
-        return _moved(found, found.x * std / rms)
+        return replace(found, x=found.x * std / rms)
     read = noise.read**2 / noise.gain**2 + 0.375
     root = 2 * (y / noise.gain + read).clamp(min=0).sqrt()
     size = float(root.max())  # BM3D takes images of about [0, 1]
     found = recover.bm3d(root / size, weight / size)
-    return _moved(found, ((found.x * size / 2).square() - read) * noise.gain)
-
-
-def _moved(found: recover.Result, x: Tensor) -> recover.Result:
-    return recover.Result(x, None, found.energy, found.trace, found.evaluations, found.converged, found.reason)
+    return replace(found, x=((found.x * size / 2).square() - read) * noise.gain)
 
 
 def rate_ratio(levels: Any, ours: np.ndarray, theirs: np.ndarray, draws: int = 500) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from companion import evaluate, measure, recover
 from companion.energy import NoiseMisfit
-from companion.experiments import Context, Part, experiment, gather, named, problems, shared
+from companion.experiments import Context, Part, experiment, gather, problems, shared
 from companion.experiments.whang import sets
 
 POWER_STEPS = 30  # of the spectral start
@@ -150,8 +150,5 @@ def _choose(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]
 def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     truth, problem, y = _problem(settings, part, "test", settings.images, search)
     found = part.count(_solver(settings, part, problem, y, search.method)(search.beta))
-    return {}, {
-        "psnr": named(_score(problem)(found.x, truth).float().numpy(), image=len(truth)),
-        "evaluations": named(shared.numpy(found.evaluations), image=len(truth)),
-        "recovered": shared.pictures(found.x[: settings.shown]),
-    }
+    scores = {"psnr": _score(problem)(found.x, truth).float(), "evaluations": found.evaluations}
+    return {}, shared.by_image(scores) | {"recovered": shared.pictures(found.x[: settings.shown])}

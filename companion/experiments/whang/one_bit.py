@@ -144,8 +144,7 @@ def _solver(
     if search.method == "back-projection":  # known up to a factor only: it gets the mean image's length
         back = linear.operator.adjoint((y - linear.noise.mean) / std.square())
         back = back * (known[1].norm().to(y) / back.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
-        none = torch.zeros(len(y))
-        return lambda _: recover.Result.of_one_step(back, None, none, 0, none == 0, ["closed form"] * len(y))
+        return lambda _: sets.closed_form(back)
     wiener = recover.gaussian_map(linear.operator, y - linear.noise.mean, *known, std)
     if search.method == "gaussian":
         return lambda _: wiener
@@ -186,9 +185,6 @@ def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     truth, problem, linear, y = _problem(settings, part, "test", settings.images, search)
     found = part.count(_solver(settings, part, search, problem, linear, y)(search.weight))
     flips = (y < 0) != (linear.operator(truth) < 0)
-    return {}, {
-        "psnr": named(evaluate.psnr(found.x, truth).float().numpy(), image=len(truth)),
-        "evaluations": named(shared.numpy(found.evaluations), image=len(truth)),
-        "flips": named(shared.numpy(flips.float().mean(1)), image=len(truth)),
-        "recovered": shared.pictures(found.x[: settings.shown]),
-    }
+    scores = {"psnr": evaluate.psnr(found.x, truth).float(), "evaluations": found.evaluations}
+    scores["flips"] = flips.float().mean(1)
+    return {}, shared.by_image(scores) | {"recovered": shared.pictures(found.x[: settings.shown])}

@@ -125,8 +125,7 @@ def _solver(
         x = plain
         if method == "wiener":
             x = wiener(y, sets.gaussian(settings.data, 32, part.device), _digits(settings.digits, part.device))
-        none = torch.zeros(len(y))
-        return lambda _: recover.Result.of_one_step(x, None, none, 0, none == 0, ["closed form"] * len(y))
+        return lambda _: sets.closed_form(x)
     if method == "bm3d":
         return lambda weight: recover.bm3d(plain, weight * rms)
     identity = measure.Identity((3, 32, 32))
@@ -157,8 +156,5 @@ def _solve(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dic
     method, weight = item
     truth, problem, y = _problem(settings, part, "test", settings.images)
     found = part.count(_solver(settings, part, problem, y, method)(weight))
-    return {}, {
-        "psnr": named(evaluate.psnr(found.x, truth).float().numpy(), image=len(truth)),
-        "evaluations": named(shared.numpy(found.evaluations), image=len(truth)),
-        "recovered": shared.pictures(found.x[: settings.shown]),
-    }
+    scores = {"psnr": evaluate.psnr(found.x, truth).float(), "evaluations": found.evaluations}
+    return {}, shared.by_image(scores) | {"recovered": shared.pictures(found.x[: settings.shown])}
