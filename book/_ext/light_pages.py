@@ -125,8 +125,13 @@ def lean_icons(site: Path, pages: str) -> None:
     )
 
 
-def lean_page(page: Path, text: str) -> str:
-    """A page without the theme's 1.5 MB of icons as script, and without the title that only paper showed, twice."""
+def lean_page(text: str, title: str) -> str:
+    """A page without the theme's 1.5 MB of icons as script, and without the title that only paper showed, twice.
+
+    The page that only leads to the first one names the book's icon, for which browsers else ask a server in vain.
+    """
+    if text.startswith('<meta http-equiv="Refresh"'):
+        return f'<!doctype html>\n<title>{title}</title>\n<link rel="icon" href="_static/favicon.svg">\n{text}'
     text = re.sub(
         r'\s*<(?:script src|link rel="preload"[^>]* href)="[^"]*/fontawesome[^>]*>(?:</script>)?',
         "",
@@ -150,7 +155,7 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     texts = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
     lean_icons(site, "".join(texts.values()))
     for page, text in texts.items():
-        page.write_text(lean_page(page, text), encoding="utf-8")
+        page.write_text(lean_page(text, app.config.html_title), encoding="utf-8")
 
 
 def lazy(tag: str, store: Path, address: Callable[[str], str]) -> str:

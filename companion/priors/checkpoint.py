@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialize
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,10 +29,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises ValueError where the file is missing, is something else, or is not, byte for byte, what was written.
     """
     try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
-        about = json.loads(metadata["about"])
+        content = path.read_bytes()  # at once: safe_open opens the path twice, and another file may lie there by then
+        tensors = deserialize(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = json.loads(header["__metadata__"]["about"])
         if not isinstance(about, dict) or about.pop("sha256", None) != _digest(tensors, about):
             raise ValueError("its checksum does not match its content")
     except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
