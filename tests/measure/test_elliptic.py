@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 import scipy.sparse.linalg
+import skfem
 import torch
 from scipy.interpolate import RegularGridInterpolator
+from skfem.helpers import dot, grad
 
 from companion import measure
 from companion.measure import EllipticPDE
@@ -67,9 +69,6 @@ def test_solutions_are_those_of_a_direct_sparse_solver(method: str, std: float) 
 
 
 def test_scikit_fem_assembles_the_same_matrix() -> None:
-    skfem = pytest.importorskip("skfem")
-    from skfem.helpers import dot, grad
-
     m, x = 8, fields(1, 8)[0].numpy().reshape(8, 8)
     mesh = skfem.MeshTri.init_tensor(np.linspace(0, 1, m + 1), np.linspace(0, 1, m + 1))
     basis = skfem.Basis(mesh, skfem.ElementTriP1())
