@@ -47,7 +47,11 @@ def perceptron(shape):
 
 
 def probit(kind):
-    return lambda shape: (lambda y: kind(linear(shape), y), lambda x, seed: linear(shape).observe(x, seed).sign())
+    def example(shape):
+        problem = linear(shape)
+        return lambda y: kind(problem, y), lambda x, seed: problem.observe(x, seed).sign()
+
+    return example
 
 
 MISFITS = {
@@ -102,7 +106,7 @@ def the_density(example, of):
     pixels = 3 if of == "bits" else 1
     make, y, x = case(example, pixels)
     draw = example((1, 1, pixels))[1]
-    draws = torch.stack([draw(x, seed)[1].flatten() for seed in range(1000)])
+    draws = torch.stack([draw(x, seed)[1].flatten() for seed in range(300)])
     whole = y.clone()
 
     def density(*values):
