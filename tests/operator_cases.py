@@ -1,4 +1,6 @@
-"""Operators for the tests of several folders."""
+"""An operator and a noise with data for each image, for the tests of several folders."""
+
+import torch
 
 from companion import measure
 
@@ -8,6 +10,7 @@ class Masks(measure.base.LinearOperator):
 
     def __init__(self, masks):
         super().__init__(masks.shape[1:], masks.shape[1:])
+        self.batch = len(masks)
         self.masks = masks
 
     def apply(self, x):
@@ -17,3 +20,20 @@ class Masks(measure.base.LinearOperator):
 
     def select(self, index):
         return Masks(self.masks[index])
+
+
+class PerImageNoise(measure.IndependentNoise):
+    """A user's noise with a level for each image."""
+
+    def __init__(self, std):
+        self.std = std.double()
+
+    def std_map(self, shape):
+        return self.std.view(-1, *[1] * len(shape))
+
+    def residual_log_prob(self, residual):
+        std = self.std_map(residual.shape[1:]).to(residual)
+        return torch.distributions.Normal(0, std, validate_args=False).log_prob(residual).flatten(1).sum(1)
+
+    def select(self, index):
+        return PerImageNoise(self.std[index])

@@ -23,26 +23,3 @@ from companion.energy.objective import Energy, Function, Objective
 from companion.energy.one_bit import PerceptronMisfit, ProbitMisfit, linearised
 from companion.energy.points import Density, Generator, ImagePoint, LatentPoint, Point
 from companion.energy.terms import FlowLikelihood, LatentNorm, Misfit, NoiseMisfit, Penalty, SquaredMisfit, shaped
-
-__all__ = [
-    "Density",
-    "Discrimination",
-    "Energy",
-    "FlowLikelihood",
-    "Function",
-    "Generator",
-    "ImagePoint",
-    "LatentNorm",
-    "LatentPoint",
-    "LogRatio",
-    "Misfit",
-    "NoiseMisfit",
-    "Objective",
-    "Penalty",
-    "PerceptronMisfit",
-    "Point",
-    "ProbitMisfit",
-    "SquaredMisfit",
-    "linearised",
-    "shaped",
-]

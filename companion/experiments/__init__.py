@@ -11,25 +11,3 @@ from companion.experiments.parts import Outcome, Part, gather
 from companion.experiments.provenance import Provenance, resolve_device
 from companion.experiments.registry import experiment, names
 from companion.experiments.results import Result, describe, load, path, run, state, verify, verify_all
-
-__all__ = [
-    "PROFILES",
-    "Context",
-    "Named",
-    "Outcome",
-    "Part",
-    "Provenance",
-    "Result",
-    "describe",
-    "experiment",
-    "gather",
-    "load",
-    "named",
-    "names",
-    "path",
-    "resolve_device",
-    "run",
-    "state",
-    "verify",
-    "verify_all",
-]

@@ -17,33 +17,3 @@ from companion.measure.noise import (
 )
 from companion.measure.nonlinear import Composition, LinearComposition, PhaseRetrieval, SaturatingCamera, SignOf
 from companion.measure.problem import Problem
-
-__all__ = [
-    "AdditiveNoise",
-    "Blur",
-    "Composition",
-    "Downsample",
-    "EllipticPDE",
-    "FlowNoise",
-    "Gaussian",
-    "GaussianNoise",
-    "Identity",
-    "IndependentNoise",
-    "LinearComposition",
-    "LinearOperator",
-    "Mask",
-    "Noise",
-    "Operator",
-    "PerImage",
-    "PhaseRetrieval",
-    "PoissonGaussianNoise",
-    "Problem",
-    "RadialNoise",
-    "SaturatingCamera",
-    "Scaling",
-    "SignOf",
-    "SinusoidalNoise",
-    "WidenedNoise",
-    "check_adjoint",
-    "masks",
-]

@@ -23,24 +23,3 @@ from companion.priors.vae import VAE
 for _module in iter_modules(__path__, f"{__name__}."):
     import_module(_module.name)
 globals().update(MODELS)
-
-__all__ = [
-    "GAN",
-    "MODELS",
-    "VAE",
-    "Check",
-    "Flow",
-    "GaussianConditioning",
-    "GaussianField",
-    "Glow",
-    "HaarConditioning",
-    "Linear",
-    "PointFlow",
-    "Prior",
-    "RealNVP",
-    "load",
-    "memory_saving",
-    "names",
-    "resized",
-    "save",
-]

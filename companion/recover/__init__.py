@@ -9,21 +9,3 @@ from companion.recover.minimise import METHODS, minimise
 from companion.recover.run import Result
 from companion.recover.start import null_space_neighbour, start
 from companion.recover.tv import tv
-
-__all__ = [
-    "METHODS",
-    "Result",
-    "bm3d",
-    "flow_image",
-    "flow_latent",
-    "flow_map",
-    "gan_latent",
-    "gaussian_map",
-    "gaussian_of",
-    "lasso",
-    "minimise",
-    "null_space_neighbour",
-    "pseudo_inverse",
-    "start",
-    "tv",
-]

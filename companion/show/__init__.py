@@ -11,20 +11,3 @@ from companion.show.player import explore
 from companion.show.plots import caption, curves, series
 from companion.show.tables import table
 from companion.show.theme import COLOURS, LABELS, MARKERS, figure, style
-
-__all__ = [
-    "COLOURS",
-    "LABELS",
-    "MARKERS",
-    "caption",
-    "curves",
-    "display",
-    "explore",
-    "figure",
-    "image_bytes",
-    "images",
-    "pictures",
-    "series",
-    "style",
-    "table",
-]

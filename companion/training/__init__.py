@@ -13,21 +13,3 @@ from companion.training.loop import fit
 from companion.training.recipes import PROFILES, quality, recipe_names, train_recipe
 from companion.training.schedule import LearningCurve, Schedule
 from companion.training.state import averaged
-
-__all__ = [
-    "PROFILES",
-    "Adversarial",
-    "Criterion",
-    "Elbo",
-    "LearningCurve",
-    "Likelihood",
-    "PointLikelihood",
-    "Schedule",
-    "SmoothedLikelihood",
-    "WeightNormLikelihood",
-    "averaged",
-    "fit",
-    "quality",
-    "recipe_names",
-    "train_recipe",
-]

@@ -53,6 +53,7 @@ def test_the_mixture_has_the_divergence_of_its_critical_direction() -> None:
     assert found.value == pytest.approx(exact, abs=4.5 * found.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convention", ["integral", "isometric"])
 def test_aiming_alone_carries_a_good_coarse_model_to_the_finest_scale(convention: str) -> None:
     problem = Synthetic(8, convention)

@@ -140,6 +140,7 @@ def test_the_barrier_of_the_synthetic_problem_is_that_of_its_critical_direction(
     torch.testing.assert_close(problem.field.mirror(found.saddle[None])[0], found.saddle, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_elliptic_posterior_is_bimodal_for_a_large_truth_alone() -> None:
     """Side 8; 12.6 nats as it stands, nearly none with the paper's amplitude."""
     assert barrier(Elliptic(8), starts=1).height == pytest.approx(12.6, abs=0.1)

@@ -104,6 +104,7 @@ def test_the_gradient_of_the_stein_term_is_that_of_moving_particles() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_amortised_svgd_approaches_a_gaussian() -> None:
     problem = Synthetic(4, gamma=10.0)  # hardly any data: the posterior is the prior, nearly
     field = problem.coarsen().field

@@ -43,6 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Tag:
     return BeautifulSoup((folder / "html" / "page.html").read_text(), "html.parser")
 
 
+@pytest.mark.slow
 def test_figures_and_tables_have_numbers_of_their_own(page: Tag) -> None:
     numbers = [span.get_text(strip=True) for span in page.select("figure .caption-number")]
     assert numbers == ["Fig. 1", "Fig. 2", "Table 1"]
@@ -51,12 +52,14 @@ def test_figures_and_tables_have_numbers_of_their_own(page: Tag) -> None:
     assert {span.get_text() for span in page.select("figure .caption-text")} == {"Less < more"}
 
 
+@pytest.mark.slow
 def test_text_refers_to_figures_by_name_and_number(page: Tag) -> None:
     links = {link.get_text(): link["href"] for link in page.select("a.reference.internal[href^='#']")}
     expected = {"Fig. 1": "#fig-named", "Fig. 2": "#fig-page-2", "Table 1": "#tab-named", "here": "#fig-named"}
     assert expected.items() <= links.items()
 
 
+@pytest.mark.slow
 def test_an_output_without_a_caption_stays_as_it_was(page: Tag) -> None:
     assert page.find("b", string="no figure")
     assert numbered_figures.numbered(OUTPUTS[3], "fig-x") is None

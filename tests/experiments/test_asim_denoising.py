@@ -30,6 +30,7 @@ def outcome(tmp_path_factory):
     return lambda name, **at: take(name, arrays[f"photos {name}"], at), context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["glow", "tv"])
 def test_validation_images_choose_the_weight(outcome, name):
     read, _ = outcome
@@ -39,6 +40,7 @@ def test_validation_images_choose_the_weight(outcome, name):
     assert np.isnan(read("glow likelihood validation psnr")).all()  # one weight: nothing to choose from
 
 
+@pytest.mark.slow
 def test_the_sweep_holds_the_chosen_search(outcome):
     read, _ = outcome
     for std in STDS:
@@ -49,6 +51,7 @@ def test_the_sweep_holds_the_chosen_search(outcome):
             )
 
 
+@pytest.mark.slow
 def test_a_search_gets_its_budget_and_every_evaluation_is_counted(outcome):
     read, context = outcome
     weights, likelihoods, longer = 2 * (1 + 2), 2, 2  # on one validation image and on two held-out ones
@@ -58,6 +61,7 @@ def test_a_search_gets_its_budget_and_every_evaluation_is_counted(outcome):
     np.testing.assert_allclose(read("long path")[:, : TINY.budget], read("path", method="glow"), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_noise_has_its_level_and_scores_belong_to_held_out_images(outcome):
     read, _ = outcome
     excess = read("noisy psnr") + 20 * np.log10([[0.02] * 2, [0.1] * 2])
@@ -69,6 +73,7 @@ def test_the_noise_has_its_level_and_scores_belong_to_held_out_images(outcome):
     np.testing.assert_allclose(score, read("psnr", method="tv", image=0), atol=0.15)  # 8 bits
 
 
+@pytest.mark.slow
 def test_the_path_ends_at_the_score(outcome):
     read, _ = outcome
     assert np.isnan(read("path", method="tv")).all()

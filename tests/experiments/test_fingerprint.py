@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -63,8 +64,12 @@ def test_imports_are_followed_with_the_packages_on_the_way():
     assert fingerprint.examine(framework)[1] == fingerprint.MAKES_NUMBERS
 
 
+examined_once = cache(fingerprint.examine)
+
+
 def copied(tmp_path, monkeypatch):
-    """A copy of the package's sources, which the fingerprint then reads."""
+    """A copy of the package's sources, which the fingerprint then reads; each text is taken apart once."""
+    monkeypatch.setattr(fingerprint, "examine", examined_once)
     for path in fingerprint.PACKAGE.rglob("*.py"):
         target = tmp_path / path.relative_to(fingerprint.PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +107,7 @@ def test_a_change_far_away_is_seen_by_those_that_can_reach_it(tmp_path, monkeypa
     assert {name for name in before if before[name] != after[name]} == changed
 
 
+@pytest.mark.slow
 def test_code_without_a_file_is_hashed_by_what_it_computes():
     code = """
 from companion.experiments import experiment, fingerprint

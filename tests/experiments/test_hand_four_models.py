@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from companion import data, evaluate, experiments, priors
@@ -32,6 +33,7 @@ def test_projection_is_no_worse_than_the_encoder():
     assert spent.evaluations > 0
 
 
+@pytest.mark.slow
 def test_projection_finds_images_of_the_range():
     gan = priors.load("gan-photos32")
     inside = gan.sample(1, seed=0)

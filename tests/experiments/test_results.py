@@ -294,6 +294,7 @@ def test_axes_are_read_by_name(tmp_path):
             call()
 
 
+@pytest.mark.slow
 def test_processes_give_the_numbers_of_one(tmp_path):
     alone = experiments.run("test.tiny", "laptop", seed=4, out=tmp_path / "alone")
     spread = experiments.run("test.tiny", "laptop", seed=4, out=tmp_path / "spread", workers=2)
@@ -302,6 +303,7 @@ def test_processes_give_the_numbers_of_one(tmp_path):
     assert packed[0] == packed[1]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_told_and_the_next_run_goes_on(tmp_path, log, monkeypatch):
     monkeypatch.setenv("TINY_STOP", "kill@32")
     with pytest.raises(RuntimeError, match="a worker process was ended"):
@@ -334,6 +336,7 @@ def test_no_scheduler_there_is_said(tmp_path):
         experiments.run("test.tiny", out=tmp_path, scheduler="nonsense://x")
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_result_of_an_unbroken_one(tmp_path, log):
     killed = run_in_process(tmp_path / "broken", TINY_STOP="kill@16")
     assert killed.returncode == -9

@@ -141,6 +141,7 @@ def writes(stem, kind, rounds):
         store.write(stem, {"kind": f"{kind} {number}"}, {"a": np.full(200, number), "b": np.array(kind)})
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_and_a_reader_meet_whole_pairs_only(tmp_path):
     stem = tmp_path / "x"
     store.write(stem, {"kind": "first"}, {})

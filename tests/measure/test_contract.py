@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_cases import PerImageNoise
 from scipy import integrate, stats
 
 from companion import energy, measure
@@ -298,20 +299,3 @@ def test_problems_select_both_sides_and_observe_by_image(make):
         torch.testing.assert_close(energy.NoiseMisfit(problem, y).select(index)(x[index]), -value[index])
         squares = (operator(x) - y).square().flatten(1).sum(1)
         torch.testing.assert_close(energy.SquaredMisfit(operator, y).select(index)(x[index]), squares[index])
-
-
-class PerImageNoise(measure.IndependentNoise):
-    """A user's noise with a level for each image."""
-
-    def __init__(self, std):
-        self.std = std.double()
-
-    def std_map(self, shape):
-        return self.std.view(-1, *[1] * len(shape))
-
-    def residual_log_prob(self, residual):
-        std = self.std_map(residual.shape[1:]).to(residual)
-        return torch.distributions.Normal(0, std).log_prob(residual).flatten(1).sum(1)
-
-    def select(self, index):
-        return PerImageNoise(self.std[index])

@@ -126,6 +126,7 @@ def test_finished_images_are_left_out():
     assert sum(sizes) == int(result.evaluations.sum())
 
 
+@pytest.mark.slow
 def test_hard_problems_never_return_nan(flow):
     """Far out of distribution, without a penalty, from large starts."""
     source = torch.Generator().manual_seed(3)

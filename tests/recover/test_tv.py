@@ -63,7 +63,7 @@ def test_minimum_lies_in_the_bracket_of_a_smoothed_objective(operator, weight):
     assert lower <= float(result.energy[0]) <= upper * (1 + 1e-4)
 
 
-@pytest.mark.parametrize("weight", [0.05, 0.5])
+@pytest.mark.parametrize("weight", [0.05, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_denoising_is_scikit_images_at_half_the_weight(weight):
     y = (torch.arange(12.0).view(1, 1, 1, 12) / 12 > 0.4).double() + 0.2 * draws(2, 2, 8, 12)
     result = tv(measure.Identity((2, 8, 12)), y, weight, tolerance=1e-5, max_iterations=50_000)

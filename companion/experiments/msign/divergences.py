@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion._support import generator
 from companion.bayes import Elliptic, FieldProblem, jeffreys, laplace, train_msign, weighted
 from companion.bayes import Settings as Training
 from companion.experiments import Context, Part, experiment, gather, named, shared
@@ -112,7 +113,7 @@ def _reference(settings: Settings, part: Part, problem: FieldProblem, *stream: s
     x = mixture.sample(8 * settings.samples, seed=shared.seed_of(part, "reference", *stream))
     with torch.no_grad():
         found = weighted(x, problem.log_density(x), mixture.log_prob(x))
-        draws = found.draw(settings.samples, torch.Generator().manual_seed(shared.seed_of(part, "pick", *stream)))
+        draws = found.draw(settings.samples, generator(part.seed, "pick", *stream))
     return draws, {"log evidence": found.log_evidence, "ess": found.ess / len(x)}
 
 

@@ -10,10 +10,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
 from companion import evaluate, measure, recover
+from companion._support import generator
 from companion.energy import Energy, LatentNorm, NoiseMisfit
 from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 from companion.experiments.whang import sets
@@ -245,6 +247,7 @@ def rate_ratio(levels: Any, ours: np.ndarray, theirs: np.ndarray, draws: int = 5
         at = [brentq(lambda log, goal=goal: curve(mine, log) - goal, -20, 20) for goal in other]
         return float(np.exp(np.mean(at - logs)))
 
-    source, n = np.random.default_rng(0), ours.shape[1]
-    low, high = np.quantile([ratio(chosen) for chosen in source.integers(n, size=(draws, n))], (0.025, 0.975))
+    n = ours.shape[1]
+    chosen = torch.randint(n, (draws, n), generator=generator(0, "bootstrap")).numpy()
+    low, high = np.quantile([ratio(images) for images in chosen], (0.025, 0.975))
     return ratio(np.arange(n)), float(low), float(high)
