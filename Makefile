@@ -3,6 +3,7 @@
 PYTHON        ?= python3
 PROFILE       ?= quick
 JOBS          ?= 2
+SOLUTIONS     ?= yes
 VENV_OPTIONS  ?=
 PIP_OPTIONS   ?=
 TORCH_OPTIONS ?=
@@ -18,11 +19,18 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=lo
 # What the site is made of; folders are listed too, so that a removed page is noticed.
 PAGES := $(shell find _config.yml _toc.yml book/. \( -name __pycache__ -o -name .ipynb_checkpoints -o -name _tools \) -prune -o -print)
 
+# The edition without solutions is built from a copy of the book, beside the normal one.
+COPY  := _build/without-solutions
+BUILT := $(if $(filter no,$(SOLUTIONS)),$(COPY)/)_build
+ifeq ($(filter yes no,$(SOLUTIONS)),)
+$(error SOLUTIONS: got '$(SOLUTIONS)'; allowed: yes, no)
+endif
+
 .PHONY: help book lint check test lab chapters assignments bench clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make book      build the site and say where index.html is"
+	@echo "make book      build the site and say where index.html is (SOLUTIONS=no: an edition without them)"
 	@echo "make lint      style, types, import order"
 	@echo "make check     lint, and every test that is not slow; a minute"
 	@echo "make test      lint, all tests, every chapter re-run, site checks"
@@ -48,14 +56,23 @@ help:
 	@touch $@
 
 # Always all pages: an incremental build would not repeat the warnings of a page that it does not read again.
+define build_site
+	@mkdir -p $(@D)
+	@$(BIN)/jupyter-book build -W -n --keep-going --all --quiet $(1) > $(@D)/site.log || { cat $(@D)/site.log; echo "make: the site has the faults named above; mend them and run again." >&2; exit 1; }
+	@touch $@
+endef
+
 _build/.site: .venv/.installed $(PAGES)
 	@echo "Building the site ..."
-	@mkdir -p _build
-	@$(BIN)/jupyter-book build -W -n --keep-going --all --quiet . > _build/site.log || { cat _build/site.log; echo "make: the site has the faults named above; mend them and run again." >&2; exit 1; }
-	@touch $@
+	$(call build_site,.)
 
-book: _build/.site
-	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
+$(COPY)/_build/.site: .venv/.installed $(PAGES) book/_tools/without_solutions.py
+	@echo "Building the site without solutions ..."
+	@$(BIN)/python book/_tools/without_solutions.py $(COPY)
+	$(call build_site,$(COPY))
+
+book: $(BUILT)/.site
+	@echo "The book is at file://$(CURDIR)/$(BUILT)/html/index.html"
 
 lint: .venv/.installed
 	@echo "Checking style (ruff) ..."

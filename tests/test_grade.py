@@ -9,13 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 
 from companion import grading
 from companion.cli import main
+from companion.grading import master
 from companion.grading.grade import isolation
+from companion.grading.master import source
 
 Cells = list[dict[str, Any]]
 
@@ -99,6 +104,43 @@ def test_student_file_holds_no_solution_and_no_hidden_test(folder: Path) -> None
     for secret in ("x * x", "s * s", "secret", "HIDDEN", "2.25", "SOLUTION", "BEGIN", "6931"):
         assert secret not in text
     assert "the square of 2 is 4" in text
+
+
+def first_code(task: grading.Assignment) -> str:
+    return next(source(cell) for cell in task.student["cells"] if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_first_cell_installs_the_package_where_it_is_missing(
+    folder: Path, tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_config.yml").write_text('repository:\n  url: "https://b.invalid/flows"\n')
+    monkeypatch.setattr(master, "_BOOK", tmp_path / "_config.yml")
+    if not there:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ran: list[tuple[str, str]] = []
+    shell = SimpleNamespace(run_line_magic=lambda *magic: ran.append(magic))
+    exec(TransformerManager().transform_cell(first_code(grading.load(folder))), {"get_ipython": lambda: shell})
+    assert ran == ([] if there else [("pip", "install --quiet git+https://b.invalid/flows")])
+
+
+def test_first_cell_says_what_to_do_where_no_address_is_known(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(master, "_BOOK", tmp_path / "_config.yml")
+    exec(first_code(grading.load(folder)), {})  # the package is there
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install \."):
+        exec(first_code(grading.load(folder)), {})
+
+
+def test_address_is_that_of_the_book(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (
+        (Path(__file__).resolve().parents[1] / "_config.yml").read_text().replace('url: ""', 'url: "https://b.invalid"')
+    )
+    (tmp_path / "_config.yml").write_text(text)
+    monkeypatch.setattr(master, "_BOOK", tmp_path / "_config.yml")
+    assert master._repository() == yaml.safe_load(text)["repository"]["url"] != ""
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ Raw cells mark the parts: ``# ASSIGNMENT CONFIG`` (lines ``key: value``: seconds
 (name, points, manual) to ``# END QUESTION``, and in it ``# BEGIN SOLUTION`` and ``# BEGIN TESTS`` to their ``# END``.
 In the code of a solution, a line that ends with ``# SOLUTION`` becomes ``...``, and ``# BEGIN SOLUTION`` to ``# END
 SOLUTION`` one ``...``; Markdown between the raw cells of a solution becomes room for an answer. A test cell that begins
-with ``# HIDDEN`` is not in the student's file.
+with ``# HIDDEN`` is not in the student's file. Before the first code stands a cell that installs the package where that
+is missing.
 """
 
 import json
@@ -17,6 +18,7 @@ from companion import _support
 
 MASTER = "master.ipynb"
 _ASSIGNMENTS = Path(__file__).resolve().parents[2] / "assignments"
+_BOOK = _ASSIGNMENTS.with_name("_config.yml")
 _MARK = re.compile(r"#\s*(ASSIGNMENT CONFIG|(BEGIN|END) (QUESTION|SOLUTION|TESTS))\s*$", re.MULTILINE)
 
 Notebook = dict[str, Any]
@@ -74,6 +76,9 @@ def load(assignment: str | Path) -> Assignment:
         raise ValueError(f"assignment: got {path} with {inside or 'no question'}; allowed: questions that end")
     seconds = _support.count("seconds", int(config.get("seconds", 600)))
     memory = _support.count("memory_mb", int(config.get("memory_mb", 8192)))
+    first = next((k for k, cell in enumerate(student) if cell["cell_type"] == "code"), len(student))
+    for cells in (student, solution):
+        cells.insert(first, _install(_repository()))
     whole = {key: value for key, value in master.items() if key != "cells"}
     versions = [{**whole, "cells": cells} for cells in (student, solution)]
     return Assignment(folder.resolve().name, _support.sha256(path), seconds, memory, questions, *versions)
@@ -88,6 +93,33 @@ def source(cell: dict[str, Any]) -> str:
     """Text of a notebook's cell, which the file holds as text or as lines."""
     text = cell.get("source", "")
     return text if isinstance(text, str) else "".join(text)
+
+
+def _repository() -> str:
+    """The repository's address in the book's configuration; empty where that names none."""
+    found = re.search(r'^  url: "(.+)"', _BOOK.read_text(encoding="utf-8"), re.MULTILINE) if _BOOK.is_file() else None
+    return found[1] if found else ""
+
+
+def _install(address: str) -> dict[str, Any]:
+    """A student's first code cell: it makes sure that the package is there."""
+    if address:
+        says, does = f"installs it from\n# {address}", f"%pip install --quiet git+{address}"
+    else:
+        says = "says so"
+        does = 'raise ModuleNotFoundError("companion: in a copy of the book\'s repository, run: pip install .")'
+    text = (
+        f"# Where the book's package is missing, as in Colab, this cell {says}. Elsewhere it does nothing.\n"
+        f'from importlib.util import find_spec\n\nif find_spec("companion") is None:\n    {does}'
+    )
+    return {
+        "cell_type": "code",
+        "id": "install",
+        "metadata": {},
+        "execution_count": None,
+        "outputs": [],
+        "source": text,
+    }
 
 
 def _pairs(text: str) -> dict[str, str]:
