@@ -26,7 +26,7 @@ ifeq ($(filter yes no,$(SOLUTIONS)),)
 $(error SOLUTIONS: got '$(SOLUTIONS)'; allowed: yes, no)
 endif
 
-.PHONY: help book lint check test lab chapters assignments bench clean
+.PHONY: help book lint check test lab chapters slides assignments bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make test      lint, all tests, every chapter re-run, site checks"
 	@echo "make lab       open the chapters in JupyterLab"
 	@echo "make chapters  re-execute the chapters that changed (PROFILE=quick; FORCE=1 for all)"
+	@echo "make slides    slides of each part, in dist/slides"
 	@echo "make assignments  students' notebooks and solved ones, in dist/assignments"
 	@echo "make bench     speed and memory beside other libraries"
 	@echo "make clean     remove what was built; keeps .venv"
@@ -101,6 +102,10 @@ lab: .venv/.installed
 chapters: .venv/.installed
 	@echo "Re-executing the chapters whose code, stored results or profile changed (profile $(PROFILE)) ..."
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python book/_tools/run_chapters.py --profile '$(PROFILE)' $(if $(FORCE),--force)
+
+slides: .venv/.installed
+	@echo "Making the slides of each part from its chapters ..."
+	@PYTHONPATH=book/_ext $(BIN)/python book/_tools/slides.py
 
 assignments: .venv/.installed
 	@echo "Making the students' notebooks of the assignments, and the solved ones ..."

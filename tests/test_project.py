@@ -146,6 +146,11 @@ def test_citation_names_the_sources_as_the_bibliography_does() -> None:
         assert str(source.get("year", "")) in entry
 
 
+def test_the_page_for_lecturers_gives_the_terms_of_every_checkpoint() -> None:
+    page = (ROOT / "book" / "teaching.md").read_text()
+    assert [p.stem for p in (ROOT / "data" / "checkpoints").glob("*.safetensors") if f"`{p.stem}`" not in page] == []
+
+
 def test_version_is_the_same_everywhere() -> None:
     import companion
 
