@@ -139,20 +139,22 @@ def section_slides(section: Section) -> Iterator[str]:
         f"<aside><b>{MARKDOWN.renderInline(box['title'])}</b>{rendered(box['body'])}</aside>"
         for box in boxed(section.text, "prf:theorem")[:1]
     )
+    more = list(section.figures)
     if re.search("reproduced|Pitfalls", section.title):
         table = TABLE.search(CELL.sub(lambda m: SENTENCE.split(m[0])[0], outside))
-        items = (
+        items = [
             SENTENCE.split(" ".join(item.split()))[0] for item in ITEM.findall(outside)
-        )
-        text, formulas = (
-            table[0] if table else "\n".join(f"- {item}" for item in items),
-            [],
-        )
+        ]
+        listed = table[0] if table else "\n".join(f"- {item}" for item in items)
+        parts = ["", rendered(listed) + theorem]
     else:
         text = outside if section.title == "Take away" else idea(section.text)
         formulas = FORMULA.findall(outside)[:FORMULAS]
-    first, *more = section.figures or [""]
-    parts = [rendered("\n\n".join(formulas)), rendered(text) + theorem, first]
+        parts = [rendered("\n\n".join(formulas)), rendered(text) + theorem]
+        if more and "companion-table" in more[0]:  # wide: beneath, not beside
+            parts = ["".join(parts), more.pop(0)]
+        elif more:
+            parts.append(more.pop(0))
     if any(part.strip() for part in parts):
         yield slide(section.title, parts)
     for figure in more:
