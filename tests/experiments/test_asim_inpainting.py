@@ -7,8 +7,6 @@ import torch
 from companion import data, evaluate, experiments, measure
 from companion.experiments.asim import inpainting
 
-pytestmark = pytest.mark.slow
-
 SHAPE = (3, 32, 32)
 
 

@@ -41,7 +41,6 @@ def test_minima_of_known_planes():
     assert landscapes.count_minima(np.zeros((5, 5))) == 0
 
 
-@pytest.mark.slow
 def test_sections_of_the_flow_are_the_energy_of_the_problem(quick):
     flow = priors.load("glow-photos32")
     truth = data.load("photos", split="test", size=32)[:2]

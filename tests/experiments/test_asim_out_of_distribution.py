@@ -9,8 +9,6 @@ from companion import experiments, priors
 from companion.experiments.asim import out_of_distribution as ood
 from companion.experiments.asim.image_sets import RENDERED, image_set
 
-pytestmark = pytest.mark.slow
-
 COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 
 

@@ -9,8 +9,6 @@ import torch
 from companion import experiments, measure
 from companion.experiments.asim import planar
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def plane():

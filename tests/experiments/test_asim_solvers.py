@@ -10,8 +10,6 @@ from companion import experiments, measure, recover
 from companion.energy import Energy, SquaredMisfit
 from companion.experiments.asim import solvers
 
-pytestmark = pytest.mark.slow
-
 
 class Linear:
     """x = W z, images of 4×5 pixels; the singular values of W run from 1 to 0.05."""

@@ -8,8 +8,6 @@ from companion import _support, data, experiments, priors
 from companion.experiments.hand.score import tightened
 from companion.experiments.hand.typicality import families
 
-pytestmark = pytest.mark.slow
-
 
 def test_typicality_quick_profile():
     result = experiments.load("hand.typicality", "quick")  # test_verify.py asks whether today\'s code gives it
