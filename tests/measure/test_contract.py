@@ -243,6 +243,7 @@ def test_the_density_of_one_measurement_integrates_to_one_and_has_the_moments_of
     centre, middle = float(exact.flatten(1)[0, 0]), float(many.median())
 
     @cache  # the three integrals look at the same places
+    @torch.no_grad()
     def density(value):
         base[0] = value
         return math.exp(float(noise.log_prob(base.view_as(y), exact)) - scale)
