@@ -8,14 +8,9 @@ left_out: dict[str, list[str]] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that no process is left alone with one: chapters by their cells, slow tests, the others."""
-    size = Counter(item.path for item in items)
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-
-    def rank(item: pytest.Item) -> int:
-        return -size[item.path] if item.path.suffix == ".ipynb" else int(item.path not in slow)
-
-    items.sort(key=rank)  # stable: the items of a file stay together
+    """Long files first, so that no process is left alone with one: by a chapter's cells, or a file's slow tests."""
+    long = Counter(item.path for item in items if item.path.suffix == ".ipynb" or item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -long[item.path])  # stable: the items of a file stay together
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

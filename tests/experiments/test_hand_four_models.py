@@ -13,8 +13,8 @@ def part() -> Part:
     return Part(torch.device("cpu"), 0)
 
 
-def test_four_models_quick_profile(tmp_path):
-    result = experiments.run("hand.four-models", "quick", device="cpu", out=tmp_path)
+def test_four_models_quick_profile():
+    result = experiments.load("hand.four-models", "quick")  # test_verify.py asks whether today\'s code gives it
     psnr = {model: result.take("photos psnr", model=model).min() for model in result.axes("photos psnr")["model"]}
     # the flow has no representation error: its images differ from the truth by rounding alone
     assert psnr["glow-photos32"] > 60 > 30 > psnr["gan-photos32"]

@@ -25,11 +25,10 @@ def test_weights_are_not_counted():
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    return experiments.run("hand.memory", "quick", device="cpu", out=tmp_path_factory.mktemp("memory"))
+def quick():
+    return experiments.load("hand.memory", "quick")  # test_verify.py asks whether today\'s code gives it
 
 
-@pytest.mark.slow
 def test_ordinary_backpropagation_keeps_in_proportion_to_depth_and_rebuilding_the_same(quick):
     ordinary, rebuilt = (quick.take("kept", method=method) for method in ("ordinary", "rebuilt"))
     assert quick.axes("kept")["depth"] == [2, 4] and ordinary[1] / ordinary[0] > 1.6
@@ -37,6 +36,5 @@ def test_ordinary_backpropagation_keeps_in_proportion_to_depth_and_rebuilding_th
     assert (quick.take("peak") > 0).all()
 
 
-@pytest.mark.slow
 def test_rebuilding_changes_no_gradient(quick):
     assert quick.take("gradient error").max() < 1e-4

@@ -8,11 +8,9 @@ from companion import _support, data, experiments, priors
 from companion.experiments.hand.score import tightened
 from companion.experiments.hand.typicality import families
 
-pytestmark = pytest.mark.slow
 
-
-def test_typicality_quick_profile(tmp_path):
-    result = experiments.run("hand.typicality", "quick", device="cpu", out=tmp_path)
+def test_typicality_quick_profile():
+    result = experiments.load("hand.typicality", "quick")  # test_verify.py asks whether today\'s code gives it
     for kind in ("drawings", "photographs"):
         names = result.axes(f"{kind} bits")["family"]
         bits = {name: result.take(f"{kind} bits", family=name) for name in names}
@@ -38,8 +36,8 @@ def test_families_refuse_too_few_images():
         families(priors.load("glow-photos32"), ("photos",), 2, seed=0)
 
 
-def test_test_score_quick_profile(tmp_path):
-    result = experiments.run("hand.test-score", "quick", device="cpu", out=tmp_path)
+def test_test_score_quick_profile():
+    result = experiments.load("hand.test-score", "quick")  # test_verify.py asks whether today\'s code gives it
     flow, x = priors.load("glow-photos32"), data.load("photos", "test", size=32)[:16]
     draw = _support.generator(0, "dequantisation", "test")
     np.testing.assert_allclose(result.take("bits", split="test"), flow.bits_per_dim(x, draw), atol=1e-3)

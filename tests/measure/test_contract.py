@@ -15,6 +15,7 @@ import inspect
 import math
 import pickle
 import pkgutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,8 @@ def test_the_density_of_one_measurement_integrates_to_one_and_has_the_moments_of
     base = y.flatten(1)[0].clone()
     centre, middle = float(exact.flatten(1)[0, 0]), float(many.median())
 
+    @cache  # the three integrals look at the same places
+    @torch.no_grad()
     def density(value):
         base[0] = value
         return math.exp(float(noise.log_prob(base.view_as(y), exact)) - scale)
