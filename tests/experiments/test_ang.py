@@ -1,14 +1,17 @@
 """Posterior sampling: problems, intervals, designs and light, against closed forms and scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn import metrics
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from companion import priors
-from companion.experiments.ang import adaptive, calibration, discriminator, optimisation, problems
+from companion.experiments.ang import adaptive, calibration, discriminator, optimisation, problems, savings
 from companion.experiments.parts import Part
 
 CPU = torch.device("cpu")
@@ -66,6 +69,45 @@ def test_the_fixed_design_knows_the_training_images_covariance(vae):
     np.testing.assert_allclose(covariance, np.cov(flat.T, bias=True), atol=1e-5)
 
 
+MEASURED = [10, 20, 30, 40, 60, 80]
+
+
+def test_errors_that_fall_like_one_over_pixels_save_the_ratio_of_their_constants():
+    constants = np.random.default_rng(0).random(30)
+    one = constants / np.array(MEASURED)[:, None]
+    found = savings.saving(one, 2 * one, MEASURED, 60)
+    np.testing.assert_allclose(found, 2)  # 60 pixels against 30, in every resample
+    assert savings.saving(3 * one, one, MEASURED, 40).ratio == 0.5  # 80 are not enough
+    for after, other in ((50, one), (60, one[:, :9])):
+        with pytest.raises(ValueError, match="allowed"):
+            savings.saving(one, other, MEASURED, after)
+
+
+def test_the_savings_interval_is_scipys():
+    difficulty = np.random.default_rng(1).gamma(2, size=(2, 40))
+    one, other = (scale * each / np.array(MEASURED)[:, None] for scale, each in zip((1, 1.5), difficulty, strict=True))
+
+    def ratio(*images):
+        chosen = np.array(images[0], dtype=int)
+        error, curve = other[4, chosen].mean(), np.minimum.accumulate(one[:, chosen].mean(1))
+        k = int(np.argmax(curve <= error))
+        return 60 / (MEASURED[k - 1] + (curve[k - 1] - error) / (curve[k - 1] - curve[k]) * np.diff(MEASURED)[k - 1])
+
+    options = {"n_resamples": 2000, "vectorized": False, "method": "percentile", "rng": 0}
+    expected = stats.bootstrap((np.arange(40),), ratio, **options).confidence_interval
+    found = savings.saving(one, other, MEASURED, 60)
+    assert found.ratio == pytest.approx(ratio(np.arange(40)))
+    assert (found.low, found.high) == pytest.approx(tuple(expected), rel=0.05)
+
+
+def test_the_printed_ucb_adds_variances(vae):
+    def normal(mask, y, round_):
+        return torch.randn(500, 2, 784, generator=torch.Generator().manual_seed(round_)) * 0.3 + 0.1
+
+    x, squared = normal(None, None, 1), optimisation.squared_spread(normal)(None, None, 1)
+    torch.testing.assert_close(squared.mean(0) + 50 * squared.std(0), x.mean(0) + 50 * x.var(0))
+
+
 def test_light_falls_along_a_slope(vae):
     x = torch.zeros(40, 1, 28, 28)
     found = optimisation.lit(Part(CPU, 0), x, 2, "test")
@@ -94,6 +136,33 @@ def test_the_processs_length_is_the_likeliest_to_scikit_learn():
     np.testing.assert_allclose(found, (offsets**2).mean() * np.exp(-squared / (2 * length**2)))
 
 
+def tilted_settings(**changes):
+    sizes = {"calibration": 1, "labelled": 1, "draws": 1, "budget": 1, "images": 1, "chains": 1, "posterior": 1}
+    return discriminator.Settings(data="tilted", runs=(), **(sizes | changes))
+
+
+@pytest.mark.slow
+def test_the_log_loss_falls_when_it_is_descended_and_the_prior_keeps_its_discriminator():
+    part, gan, vae = Part(CPU, 0), priors.load("gan-mnist"), priors.load("vae-mnist")
+    settings = replace(tilted_settings(tuning=20), data="digits")
+    held_out = discriminator.real_images(settings, part, 200, "test"), problems.truths(part, vae, "prior", 200)
+    losses = {}
+    for how in ("as trained", "logistic", "theorem 2"):
+        judge = discriminator.judge(settings, part, vae, how)
+        with torch.no_grad():
+            losses[how] = float(discriminator.log_loss(judge, *held_out))
+    assert losses["logistic"] < losses["as trained"] < losses["theorem 2"]
+    with torch.no_grad():
+        assert float(discriminator.log_loss(gan.discriminate, *held_out)) == pytest.approx(losses["as trained"])
+
+
+def test_the_log_loss_is_scikit_learns():
+    d = torch.randn(7, generator=torch.Generator().manual_seed(0))
+    expected = metrics.log_loss([1, 1, 1, 1, 0, 0, 0, 0], d.sigmoid()[[0, 1, 2, 3, 4, 5, 6, 6]], labels=[0, 1])
+    found = discriminator.log_loss(lambda x: x, d[:4], d[[4, 5, 6, 6]])
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_energy_distance_of_numbers_is_scipys(weighted):
     source = torch.Generator().manual_seed(0)
@@ -106,8 +175,7 @@ def test_the_energy_distance_of_numbers_is_scipys(weighted):
 @pytest.mark.slow
 def test_tilted_images_have_the_log_ratio_that_they_are_said_to_have():
     """Then log E_G exp(d) = −log E exp(−d) over them: either side estimates the constant of the ratio."""
-    part, gan = Part(CPU, 0), priors.load("gan-mnist")
-    settings = discriminator.Settings(data="tilted", calibration=1, draws=1, budget=1, images=1, chains=1, posterior=1)
+    part, gan, settings = Part(CPU, 0), priors.load("gan-mnist"), tilted_settings()
     tilted = discriminator.real_images(settings, part, 200, "test")
     generated = problems.truths(part, gan, "prior", 1000)
     with torch.no_grad():

@@ -18,8 +18,10 @@ RULES = (
     "gaussian, thompson",
     "vae, mean",
     "vae, ucb",
+    "vae, printed ucb",
     "vae, thompson",
 )
+PRINTED_KAPPA = 50.0  # of the variance, in Ang's code
 LENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # in pixels, of the process's kernel; the likeliest one is taken
 
 
@@ -31,7 +33,7 @@ class Settings:
     data: str
     images: int
     training: int  # images that the Gaussian, the process and "training image" know
-    slopes: int = 2  # directions of the light: 2, down and up, or 4
+    slopes: tuple[int, ...] = (2,)  # directions of the light: 2, down and up, or 4
     rounds: int
     std: float = 0.05
     chains: int = 4
@@ -54,14 +56,15 @@ class Settings:
             draws=10,
             rules=("random", "gaussian, ucb", "vae, thompson"),
         ),
-        "laptop": Settings(data="mnist", images=50, training=10_000, rounds=20),
-        "paper": Settings(data="mnist", images=1000, training=60_000, rounds=40, slopes=4),
+        "laptop": Settings(data="mnist", images=100, training=10_000, rounds=20),
+        "paper": Settings(data="mnist", images=1000, training=60_000, rounds=40, slopes=(2, 4)),
     },
     tolerances={"regret": 0.5},
 )
 def optimisation(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Measures one pixel a round by every rule, until the brightest is found."""
-    return {}, gather(context.map(_optimise, settings.rules, "rules"), rule=settings.rules)
+    items = [(number, rule) for number in settings.slopes for rule in settings.rules]
+    return {}, gather(context.map(_optimise, items, "rules"), slopes=settings.slopes, rule=settings.rules)
 
 
 class Sloped:
@@ -89,18 +92,22 @@ def lit(part: Part, x: Tensor, number: int, stream: str) -> Tensor:
     return 0.5 * x + torch.stack([every[k] for k in chosen.tolist()]).to(x)
 
 
-def _optimise(settings: Settings, part: Part, rule: str) -> tuple[dict, dict]:
-    """The regret of one rule on all images."""
+def _optimise(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict, dict]:
+    """The regret of one rule on all images, under light from so many directions."""
+    number, rule = item
     prior = shared.prior(part, settings.prior)
-    truth = lit(part, truths(part, prior, settings.data, settings.images), settings.slopes, "test")
-    known = lit(part, truths(part, prior, settings.data, settings.training, "train"), settings.slopes, "train")
+    truth = lit(part, truths(part, prior, settings.data, settings.images), number, "test")
+    known = lit(part, truths(part, prior, settings.data, settings.training, "train"), number, "train")
     options: dict[str, Any] = {"rounds": settings.rounds, "std": settings.std, "seed": shared.seed_of(part, "search")}
     kind, _, how = rule.partition(", ")
     if not how:
         found = sample.bayesian_optimisation(truth, None, "order", order=_order(settings, part, known, kind), **options)
     else:
-        model = _posterior(settings, part, prior, known, kind)
-        found = sample.bayesian_optimisation(truth, model, how, **options)
+        model = _posterior(settings, part, prior, known, kind, number)
+        if how == "printed ucb":
+            found = sample.bayesian_optimisation(truth, squared_spread(model), "ucb", kappa=PRINTED_KAPPA, **options)
+        else:
+            found = sample.bayesian_optimisation(truth, model, how, **options)
         part.count_evaluations(getattr(model, "evaluations", 0))
     return {}, {"regret": named(shared.numpy(found.regret.T), image=settings.images, round=settings.rounds)}
 
@@ -118,10 +125,23 @@ def _order(settings: Settings, part: Part, known: Tensor, kind: str) -> Tensor:
     return torch.stack(found)
 
 
-def _posterior(settings: Settings, part: Part, prior: Any, known: Tensor, kind: str) -> sample.Posterior:
+def squared_spread(posterior: sample.Posterior) -> sample.Posterior:
+    """Draws whose standard deviation at each pixel is the square of that of `posterior`, about the same mean.
+
+    With them mean + κ deviations is mean + κ variances, which Ang's code calls UCB.
+    """
+
+    def draws(mask: Tensor, y: Tensor, round_: int) -> Tensor:
+        x = posterior(mask, y, round_)
+        return x.mean(0) + x.std(0) * (x - x.mean(0))
+
+    return draws
+
+
+def _posterior(settings: Settings, part: Part, prior: Any, known: Tensor, kind: str, number: int) -> sample.Posterior:
     seed = shared.seed_of(part, "posterior")
     if kind == "vae":
-        hypotheses = [Sloped(prior, slope.to(known)) for slope in slopes(settings.slopes, tuple(prior.shape))]
+        hypotheses = [Sloped(prior, slope.to(known)) for slope in slopes(number, tuple(prior.shape))]
         sizes = {"chains": settings.chains, "search": settings.search, "draws": settings.draws}
         return sample.LatentPosterior(hypotheses, settings.std, worst=8.0, seed=seed, **sizes)
     flat = known.flatten(1)
