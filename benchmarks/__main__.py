@@ -1,4 +1,4 @@
-"""Speed and memory of Glow beside normflows, nflows and FrEIA: ``python -m benchmarks [rounds]``.
+"""Glow beside normflows, nflows and FrEIA, the elliptic solver beside SciPy: ``python -m benchmarks [rounds]``.
 
 K=8 steps, L=3 levels, width 128, batch 16, 3×32×32, float32, two threads. Ratios are to the fastest peer: below 1 is
 faster.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.elliptic import compare_solvers
 from benchmarks.measure import Worker, interleaved_medians, kept_mib, milliseconds, peak_mib
 from benchmarks.peers import PEERS, Companion, installed
 from benchmarks.tasks import STEPS, TASKS, THREADS, decoding_and_gradient, density_and_gradient, images, prepare
@@ -77,9 +78,13 @@ def main() -> None:
     memory = depth(rounds)
     for row, value in memory.items():
         print(f"memory_saving: {row:50}{value:10.2f}")
+    solvers = compare_solvers(rounds)
+    for case, measured in solvers.items():
+        print(f"elliptic, {case:40}" + "".join(f"{name} {value:.3g}  " for name, value in measured.items()))
     about = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": rounds}
     about["peers"] = {name: version(name) for name in names if name in PEERS}
     result = {"about": about, "measured": rows, "ratio to the fastest peer": ratios, "memory_saving": memory}
+    result["elliptic"] = solvers
     RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 

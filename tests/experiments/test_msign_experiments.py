@@ -8,7 +8,7 @@ import torch
 from scipy import integrate, stats
 
 from companion import experiments
-from companion.bayes import Elliptic
+from companion.bayes import Elliptic, laplace, weighted
 from companion.experiments.msign import divergences, elliptic, synthetic
 
 
@@ -67,3 +67,31 @@ def test_folding_chooses_one_of_two_mirror_images() -> None:
     torch.testing.assert_close(elliptic.fold(problem, problem.field.mirror(x)), folded)
     assert bool(((folded == x) | (folded == problem.field.mirror(x))).all())
     assert bool((folded @ problem.truth > 0).all())
+
+
+def test_comparisons_do_not_see_the_mirror_but_in_the_share() -> None:
+    problem = Elliptic(4)
+    x, other = problem.field.sample(300, seed=1), problem.field.sample(400, seed=2)
+    here, there = (elliptic._compared(problem, one, other) for one in (x, problem.field.mirror(x)))
+    for name in ("spread", "mean", "correlation"):
+        np.testing.assert_allclose(here[name].values, there[name].values, rtol=1e-9)
+    assert here["share"].values + there["share"].values == pytest.approx(1)
+    np.testing.assert_allclose(here["histogram"].values, there["histogram"].values[::-1], atol=1e-12)
+    same = elliptic._compared(problem, problem.field.mirror(other), other)
+    np.testing.assert_allclose(same["spread"].values, 1, rtol=1e-9)
+    assert same["mean"].values == pytest.approx(0, abs=1e-9) and same["correlation"].values == pytest.approx(0, abs=1e-9)
+
+
+def test_folded_chains_have_the_marginal_of_weighted_samples() -> None:
+    """At 2 × 2 by importance sampling from the Laplace mixture, which shares nothing with the chains but the density."""
+    stored = experiments.load("msign.elliptic", "quick")
+    settings = experiments.registry.get("msign.elliptic").settings["quick"]
+    problem = Elliptic(settings.side, settings.amplitude).scales()[0]
+    mixture = laplace(problem).mixture()
+    x = mixture.sample(20_000, seed=1)
+    with torch.no_grad():
+        weights = weighted(x, problem.log_density(x), mixture.log_prob(x)).weights
+    expected = np.histogram(elliptic.critical(problem, x).numpy(), elliptic.EDGES, weights=weights.numpy())[0]
+    effective = stored.metrics["reference"]["scale 1"]["smallest ESS, folded"]
+    found = stored.take("reference histogram", scale=1)
+    assert np.abs(found - expected).max() < 5 * math.sqrt(expected.max() / effective)

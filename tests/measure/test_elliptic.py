@@ -86,6 +86,25 @@ def test_scikit_fem_assembles_the_same_matrix() -> None:
     np.testing.assert_allclose(EllipticPDE(m).solve(torch.tensor(x.reshape(1, -1)))[0].numpy()[i, j], u, atol=1e-10)
 
 
+def test_solutions_minimise_the_dirichlet_energy_on_the_other_diagonals() -> None:
+    """Hessian of ½∫eˣ|∇u|², by autograd, of u linear on triangles whose diagonals run from (i + 1, j) to (i, j + 1)."""
+    m, x = 8, fields(1, 8)
+    conductivity = x[0].exp().view(m, m)
+
+    def energy(inner: torch.Tensor) -> torch.Tensor:
+        u = torch.nn.functional.pad(inner.view(m - 1, m - 1), (1, 1, 1, 1))
+        corner, right, up, far = u[:-1, :-1], u[1:, :-1], u[:-1, 1:], u[1:, 1:]
+        lower = ((right - corner) * m).square() + ((up - corner) * m).square()
+        upper = ((far - up) * m).square() + ((far - right) * m).square()
+        return (conductivity * (lower + upper) / 2).sum() / (2 * m**2)  # each triangle's area is 1/(2 m²)
+
+    stiffness = torch.autograd.functional.hessian(energy, torch.zeros((m - 1) ** 2, dtype=torch.float64))
+    nodes = np.arange(1, m) / m
+    load = paper_force(nodes[:, None], nodes[None]).ravel() / m**2
+    expected = np.linalg.solve(stiffness.numpy(), load).reshape(m - 1, m - 1)
+    np.testing.assert_allclose(EllipticPDE(m).solve(x)[0].numpy(), expected, rtol=0, atol=1e-10)
+
+
 def test_the_error_falls_with_the_square_of_the_mesh() -> None:
     def exact(s1: torch.Tensor, s2: torch.Tensor) -> torch.Tensor:
         return torch.sin(math.pi * s1) * torch.sin(2 * math.pi * s2)

@@ -10,13 +10,14 @@ from torch import Tensor
 from companion import _support, sample
 from companion.bayes import Elliptic, barrier, jeffreys, laplace, train_msign
 from companion.bayes import Settings as Training
-from companion.experiments import Context, Part, experiment, gather, named, shared
+from companion.experiments import Context, Named, Part, experiment, gather, named, shared
+from companion.experiments.arrays import collect
 from companion.priors.msign import Mirrored, MsIGN
 
 METHODS = ("plain", "mirrored", "laplace")
 RIVALS = ("mala", "pcn", "svgd", "psvgd")
 LEADING = 8  # modes of the prior on which the reference's convergence is judged
-SHOWN = range(1, 5)  # those of them whose spread is compared; at the coarsest scale there are four
+EDGES = np.linspace(-2, 2, 61)  # of the histograms along the truth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,26 +27,29 @@ class Settings:
     side: int  # of the finest scale, and of the mesh
     samples: int  # for each divergence, and as many of the reference
     draws: int  # repetitions of the models
-    chains: int  # of the reference, at each scale
+    chains: int = 16  # of each reference
     recorded: int  # draws of each of its chains
-    warmup: int
+    warmup: int = 60
     leapfrogs: int
-    thin: int
-    iterations: int  # of training at each scale
+    first_iterations: int  # of training at the coarsest scale, where they cost least, with three times the rate
+    iterations: int  # at each of the others
+    rate: float = 1e-3
     steps: int
     width: int
     pool: int
-    rank: int = 8
+    rank: int = 16
     particles: int = 100  # of the SVGD family, and chains of the others
     rival_steps: int  # of each rival
+    amplitude: float = 3.2  # of the truth: at 16 × 16 the barrier is just above 5 nats
 
 
 @dataclass(frozen=True)
 class Case:
-    """A method, and folded reference samples of every scale, coarsest first."""
+    """A method, folded samples to train with at the coarsest scale, and those to judge by of every scale."""
 
     method: str
     draw: int
+    first: np.ndarray
     references: tuple[np.ndarray, ...]
 
 
@@ -56,13 +60,12 @@ class Case:
     profiles={
         "quick": Settings(
             side=4,
-            samples=500,
+            samples=480,
             draws=1,
-            chains=8,
-            recorded=60,
-            warmup=40,
+            recorded=30,
+            warmup=30,
             leapfrogs=4,
-            thin=1,
+            first_iterations=30,
             iterations=15,
             steps=2,
             width=8,
@@ -74,61 +77,68 @@ class Case:
             side=16,
             samples=8000,
             draws=3,
-            chains=40,
-            recorded=400,
-            warmup=200,
-            leapfrogs=5,
-            thin=1,
+            recorded=500,
+            leapfrogs=12,
+            first_iterations=250,
             iterations=100,
-            steps=3,
+            steps=4,
             width=16,
-            pool=6000,
-            rival_steps=1000,
+            pool=4000,
+            rival_steps=400,
         ),
     },
     tolerances={"*": 0.3},
 )
 def elliptic(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Trains MsIGN on the elliptic problem, beside a Laplace mixture and samplers, and compares with long chains."""
-    scales = range(1, len(Elliptic(settings.side).scales()) + 1)
-    judged = context.map(_reference, scales, "references")
-    references = tuple(outcome.arrays["folded"].values for outcome in judged)
-    cases = [Case(method, draw, references) for method in METHODS for draw in range(settings.draws)]
+    scales = range(1, len(_problem(settings).scales()) + 1)
+    chains = context.map(_reference, [("first", 1), *(("judge", scale) for scale in scales)], "references")
+    first, *references = (outcome.arrays["folded"] for outcome in chains)
+    cases = [Case(method, draw, first, tuple(references)) for method in METHODS for draw in range(settings.draws)]
     arrays = gather(context.map(_fit, cases, "models"), method=METHODS, draw=settings.draws)
-    rivals = context.map(_rival, [Case(rival, 0, references[-1:]) for rival in RIVALS], "rivals")
-    arrays |= {f"rival {name}": one for name, one in gather(rivals, rival=RIVALS).items()}
-    found = {f"scale {scale}": outcome.metrics for scale, outcome in zip(scales, judged, strict=True)}
-    return {"d": settings.side**2, "reference": found}, arrays
+    finest = [Case(rival, 0, first, tuple(references[-1:])) for rival in RIVALS]
+    rivals = gather(context.map(_rival, finest, "rivals"), rival=RIVALS)
+    judged = gather(chains[1:], scale=scales)
+    arrays |= {f"rival {name}": one for name, one in rivals.items()}
+    arrays |= {f"reference {name}": one for name, one in judged.items()}
+    found = {f"scale {scale}": outcome.metrics for scale, outcome in zip(scales, chains[1:], strict=True)}
+    return {"d": settings.side**2, "reference": found, "first": chains[0].metrics}, arrays
+
+
+def _problem(settings: Settings) -> Elliptic:
+    """At the finest scale."""
+    return Elliptic(settings.side, settings.amplitude)
 
 
 def fold(problem: Elliptic, x: Tensor) -> Tensor:
     """Each field or its mirror image, whichever has the positive coefficient of the truth, [batch, side²]."""
-    return x.where(_positive(problem, x)[:, None], problem.field.mirror(x))
+    return x.where(critical(problem, x)[:, None] > 0, problem.field.mirror(x))
 
 
-def _positive(problem: Elliptic, x: Tensor) -> Tensor:
+def critical(problem: Elliptic, x: Tensor) -> Tensor:
+    """The coordinate along the pooled truth, in units of the truth: positive in one of the two modes, [batch]."""
     side = problem.side
     pooled = problem.truth.view(side, problem.field.finest // side, side, -1).mean((1, 3)).flatten()
-    return x @ pooled > 0
+    return x @ pooled / pooled.square().sum()
 
 
 def _leading(problem: Elliptic, x: Tensor) -> Tensor:
-    """Coordinates along the prior's leading modes, in its standard deviations, of folded fields, [batch, modes]."""
+    """Coordinates along the prior's leading modes, in its standard deviations, [batch, modes]; four at 2 × 2."""
     order = problem.field.std.argsort(descending=True, stable=True)[:LEADING]
-    return problem.field.encode(fold(problem, x))[:, order]
+    return problem.field.encode(x)[:, order]
 
 
-def _reference(settings: Settings, part: Part, scale: int) -> tuple[dict, dict]:
-    """Hamiltonian chains, whose draws are folded before anything is said of them.
+def _reference(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict, dict]:
+    """Hamiltonian chains at a scale, for one purpose; their draws are folded before anything is said of them.
 
     They move in the coordinates that make the Laplace approximation at one mode N(0, I), and start wider than that. A
     chain hardly ever crosses to the mirror image of its mode; folded, that does not matter.
     """
-    problem = Elliptic(settings.side).scales()[scale - 1]
-    field = problem.field
-    seed = shared.seed_of(part, "reference", scale)
+    purpose, scale = item
+    problem = _problem(settings).scales()[scale - 1]
+    seed = shared.seed_of(part, purpose, scale)
     white = laplace(problem, seed=seed).model().requires_grad_(False)
-    start = 1.5 * _support.normal((1, settings.chains, problem.side**2), seed, field.like, "start")
+    start = 1.5 * _support.normal((1, settings.chains, problem.side**2), seed, problem.field.like, "start")
     found = sample.hmc(
         lambda u: -problem.log_density(white.decode(u)),
         start,
@@ -136,13 +146,12 @@ def _reference(settings: Settings, part: Part, scale: int) -> tuple[dict, dict]:
         leapfrogs=settings.leapfrogs,
         warmup=settings.warmup,
         draws=settings.recorded,
-        thin=settings.thin,
         seed=seed,
     )
-    facts = found.diagnostics(lambda u: _leading(problem, white.decode(u)))
+    facts = found.diagnostics(lambda u: _leading(problem, fold(problem, white.decode(u))))
     folded = fold(problem, white.decode(found.samples.flatten(0, 2)))
-    keep = torch.linspace(0, len(folded) - 1, min(2 * settings.samples, len(folded))).long()
-    height = barrier(problem, seed=seed).height
+    keep = torch.linspace(0, len(folded) - 1, min(settings.samples, len(folded))).long()
+    height = barrier(problem, starts=2, seed=seed).height
     part.count_evaluations(problem.simulations)
     return {
         "barrier": round(height, 2),
@@ -150,66 +159,73 @@ def _reference(settings: Settings, part: Part, scale: int) -> tuple[dict, dict]:
         "smallest ESS, folded": round(float(min(facts.ess_bulk.min(), facts.ess_tail.min()))),
         "acceptance": round(float(found.accept_rate.mean()), 3),
         "simulations": problem.simulations,
-    }, {"folded": named(folded[keep].numpy(), draw=len(keep), point=folded.shape[1])}
+    }, {"folded": folded[keep].numpy(), "histogram": _histogram(problem, _unfolded(problem, folded[keep]))}
 
 
-def _halves(problem: Elliptic, reference: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Reference samples to train with and to judge by, every second one its mirror image."""
-    x = torch.from_numpy(reference).to(problem.field.like)
-    both = [x[: len(x) // 2], x[len(x) // 2 :]]
-    for each in both:
-        each[::2] = problem.field.mirror(each[::2])
-    return both[0], both[1]
+def _unfolded(problem: Elliptic, folded: Tensor) -> Tensor:
+    """Folded samples, every second one its mirror image: samples of the posterior, which is its own mirror image."""
+    x = folded.clone()
+    x[::2] = problem.field.mirror(x[::2])
+    return x
+
+
+def _histogram(problem: Elliptic, x: Tensor) -> Named:
+    counts = np.histogram(critical(problem, x).numpy(), EDGES)[0] / len(x)
+    return named(counts, position=((EDGES[1:] + EDGES[:-1]) / 2).round(6))
 
 
 def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     """Train one model through all scales, and compare it with the reference at each."""
-    problems, seed = Elliptic(settings.side).scales(), shared.seed_of(part, "draw", case.draw)
+    problems, seed = _problem(settings).scales(), shared.seed_of(part, "draw", case.draw)
     finest, plain, scales = problems[-1], case.method == "plain", range(1, len(problems) + 1)
-    found: list[dict[str, float]] = []
-    spreads = []
-    rank = 0 if plain else settings.rank
-    half = MsIGN(finest.field, None, settings.steps, settings.width, rank, seed=seed)
+    half = MsIGN(finest.field, None, settings.steps, settings.width, 0 if plain else settings.rank, seed=seed)
     model = half if plain else Mirrored(half)
-    how = Training(iterations=settings.iterations, pool=settings.pool)
+    first = _unfolded(problems[0], torch.from_numpy(case.first).to(finest.field.like))
+    found = []
     for scale, problem, reference in zip(scales, problems, case.references, strict=True):
-        train, judge = _halves(problem, reference)
-        before = finest.simulations
+        before, ess = finest.simulations, np.nan
         if case.method == "laplace":
             current: MsIGN | Mirrored = laplace(problem, seed=seed).mixture()
-            ess = np.nan
         else:
-            (stage,) = train_msign(finest, model, how, [scale], train, seed=seed)
+            rate, iterations = settings.rate, settings.iterations
+            if scale == 1:
+                rate, iterations = 3 * rate, settings.first_iterations
+            how = Training(iterations=iterations, pool=settings.pool, rate=rate)
+            (stage,) = train_msign(finest, model, how, [scale], first, seed=seed)
             current, ess = model.at(scale), stage.raw_ess
-        simulations = finest.simulations - before
-        part.count_evaluations(simulations)
+        simulations = float(finest.simulations - before)
+        judge = _unfolded(problem, torch.from_numpy(reference).to(finest.field.like))
         with torch.no_grad():
             own = current.sample(settings.samples, seed=shared.seed_of(part, "own", case.method, scale, case.draw))
             own = own[torch.isfinite(problem.log_density(own))]  # where the simulation fails there is no posterior
             divergence = jeffreys(current.log_prob, problem.log_density, own, judge)
-        found.append(
-            {
-                "divergence": divergence.value,
-                "error": divergence.error,
-                "share": float(_positive(problem, own).double().mean()),
-                "ess": ess,
-                "simulations": float(simulations),
-            }
-        )
-        spreads.append(_spread(problem, own, judge))
-    arrays = {name: named([one[name] for one in found], scale=scales) for name in found[0]}
-    return {}, arrays | {"spread": named(np.stack(spreads), scale=scales, mode=SHOWN)}
+        one = {"divergence": divergence.value, "error": divergence.error, "ess": ess, "simulations": simulations}
+        found.append({name: named(value) for name, value in one.items()} | _compared(problem, own, judge))
+    part.count_evaluations(finest.simulations)
+    return {}, collect(found, scale=scales)
 
 
-def _spread(problem: Elliptic, x: Tensor, reference: Tensor) -> np.ndarray:
-    """Standard deviations along the leading modes over those of the reference, both folded."""
-    ratio = _leading(problem, x).std(0) / _leading(problem, reference).std(0)
-    return ratio[: len(SHOWN)].numpy()
+def _compared(problem: Elliptic, x: Tensor, judge: Tensor) -> dict[str, Named]:
+    """Samples beside the reference's: how the modes share them, and mean, spread and correlation of those folded.
+
+    The spread is a ratio of standard deviations along the leading modes; the others are distances, in standard
+    deviations of the prior. At 2 × 2, of four modes, the rest is NaN.
+    """
+    own, true = (_leading(problem, fold(problem, one)) for one in (x, judge))
+    spread = np.full(LEADING, np.nan)
+    spread[: own.shape[1]] = own.std(0) / true.std(0)
+    return {
+        "share": named(float((critical(problem, x) > 0).double().mean())),
+        "spread": named(spread, mode=range(1, LEADING + 1)),
+        "mean": named(float((own.mean(0) - true.mean(0)).norm())),
+        "correlation": named(float((own.T.corrcoef() - true.T.corrcoef()).abs().max())),
+        "histogram": _histogram(problem, x),
+    }
 
 
 def _rival(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     """A sampler at the finest scale, from draws of the prior."""
-    problem = Elliptic(settings.side)
+    problem = _problem(settings)
     field = problem.field
     seed = shared.seed_of(part, "rival", case.method)
     start = field.encode(field.sample(settings.particles, seed=seed))[None]
@@ -224,12 +240,7 @@ def _rival(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
         walk: Callable[..., sample.Chains] = sample.mala if case.method == "mala" else sample.pcn
         steps = settings.rival_steps // 2
         z = walk(energy, start, warmup=steps, draws=steps, seed=seed).samples.flatten(0, 2)
-    x = field.decode(z)
     part.count_evaluations(problem.simulations)
-    judge = _halves(problem, case.references[0])[1]
-    return {}, {
-        "share": named(float(_positive(problem, x).double().mean())),
-        "spread": named(_spread(problem, x, judge), mode=SHOWN),
-        "mean": named(float((_leading(problem, x).mean(0) - _leading(problem, judge).mean(0)).norm())),
-        "simulations": named(float(problem.simulations)),
-    }
+    judge = _unfolded(problem, torch.from_numpy(case.references[0]).to(field.like))
+    facts = _compared(problem, field.decode(z), judge)
+    return {}, facts | {"simulations": named(float(problem.simulations))}
