@@ -7,10 +7,11 @@ import pytest
 import torch
 from flow_cases import tiny
 
-from companion import measure
+from companion import measure, priors, recover
 from companion.experiments import registry
 from companion.experiments.parts import Part
 from companion.experiments.whang import nonlinear, one_bit, separation, sets, subpixel, theorems
+from companion.measure import masks
 
 PART = Part(torch.device("cpu"), 0)
 
@@ -73,11 +74,44 @@ def test_a_gaussians_modes_move_within_the_bound():
 
 def test_biharmonic_filling_keeps_what_is_seen_and_is_exact_for_a_plane():
     rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
-    plane = (0.1 + 0.03 * rows + 0.02 * columns).expand(2, 12, 12)
-    missing = torch.zeros(2, 12, 12, dtype=torch.bool)
-    missing[0, 4:6, 5:7], missing[1, 7, 3] = True, True
-    filled = subpixel._biharmonic(torch.where(missing, 0.0, plane), missing)
-    np.testing.assert_allclose(filled, plane, atol=1e-6)
+    plane = (0.1 + 0.03 * rows + 0.02 * columns).expand(1, 2, 12, 12)
+    mask = torch.ones(2, 12, 12, dtype=torch.bool)
+    mask[0, 4:6, 5:7], mask[1, 7, 3] = False, False
+    operator = measure.Mask(mask)
+    np.testing.assert_allclose(subpixel.biharmonic(operator, operator(plane)), plane, atol=1e-6)
+
+
+def gaussian_case(side):
+    """A Gaussian of tiles 2 × 4 × 4 (factor, mean, precision), a mask of so many pixels, and what is seen of images."""
+    factor, mean = normal(32, 32) + 2 * torch.eye(32), normal(2, 4, 4, seed=1)
+    operator = measure.Mask(masks.random_subpixels((2, side, side), 0.3, 0))
+    return factor, mean, torch.linalg.inv(factor @ factor.T), operator, operator(normal(3, 2, side, side, seed=2))
+
+
+def test_one_tile_is_filled_with_the_closed_form():
+    factor, mean, precision, operator, y = gaussian_case(4)
+    found = subpixel.conditional_mean(operator, y, mean, precision)
+    torch.testing.assert_close(found, recover.gaussian_map(operator, y, factor, mean).x)
+
+
+def test_tiles_overlap_and_are_averaged():
+    factor, mean, precision, operator, y = gaussian_case(6)
+    found = subpixel.conditional_mean(operator, y, mean, precision)
+    corners = torch.zeros(4, 3, 2, 6, 6, dtype=torch.float64)
+    covered = torch.zeros(4, 1, 1, 6, 6, dtype=torch.float64)
+    for k, (top, left) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
+        place = (..., slice(top, top + 4), slice(left, left + 4))
+        tile = measure.Mask(operator.mask[place])
+        corners[k][place] = recover.gaussian_map(tile, tile(operator.adjoint(y)[place]), factor, mean).x
+        covered[k][place] = 1
+    torch.testing.assert_close(found, corners.sum(0) / covered.sum(0))
+
+
+def test_the_likeliest_filling_of_a_linear_flow_is_the_conditional_mean():
+    factor, mean, precision, operator, y = gaussian_case(4)
+    linear = priors.Linear(factor, mean, shape=(2, 4, 4))
+    found = subpixel.likeliest(linear, operator, y, operator.adjoint(y), 500)
+    torch.testing.assert_close(found.x, subpixel.conditional_mean(operator, y, mean, precision), atol=1e-5, rtol=1e-5)
 
 
 def test_rebuilding_keeps_no_more_for_a_deeper_flow():

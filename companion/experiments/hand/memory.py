@@ -55,7 +55,7 @@ def _one_depth(settings: Settings, part: Part, depth: int) -> tuple[dict, dict]:
     part.count_evaluations(len(images) * len(steps) * (settings.rounds + 3))
     return {}, {
         "kept": named([kept_bytes(step, plain) for step in steps], method=METHODS),
-        "peak": named([_peak_bytes(step, plain) for step in steps], method=METHODS),
+        "peak": named([peak_bytes(step, plain) for step in steps], method=METHODS),
         "seconds": named(seconds, round=settings.rounds, method=METHODS),
         "gradient error": named(float((rebuilt - ordinary).norm() / ordinary.norm())),
     }
@@ -90,7 +90,7 @@ def kept_bytes(forward: Callable[[], Tensor], model: torch.nn.Module) -> int:
     return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
 
 
-def _peak_bytes(forward: Callable[[], Tensor], model: torch.nn.Module) -> int:
+def peak_bytes(forward: Callable[[], Tensor], model: torch.nn.Module) -> int:
     """Largest number of bytes that forward and backward held at once, beyond what was there before."""
     model.zero_grad()
     if next(model.parameters()).is_cuda:
