@@ -30,7 +30,9 @@ class Settings:
     plain_iterations: int  # at each of its scales
     mirrored_iterations: int  # at the coarsest scale; at the others its affine layer is aimed, and nothing trained
     rank: int = 2  # of the affine layers
-    pool: int = 4000
+    batch: int = 100
+    pool: int = 4000  # for the moments of affine layers
+    plain_pool: int = 4000  # for the forward half of the plain model's objective
     rate: float = 3e-3
 
 
@@ -63,12 +65,15 @@ class Case:
             side=64,
             samples=8000,
             draws=3,
-            steps=4,
+            steps=6,
             width=16,
             plain_scales=2,
-            plain_iterations=600,
-            mirrored_iterations=400,
+            plain_iterations=250,
+            mirrored_iterations=150,
+            batch=400,
             pool=6000,
+            plain_pool=20_000,
+            rate=1e-2,
         ),
         "paper": Settings(
             side=64,
@@ -142,8 +147,9 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
             # in "isometric" each half is Gaussian to 1e-6 nats: aiming leaves nothing to learn
             trained = plain or (scale == 1 and case.convention == "integral")
             iterations = (settings.plain_iterations if plain else settings.mirrored_iterations) * trained
-            how = Training(iterations=iterations, pool=settings.pool, rate=settings.rate)
-            first = problems[0].sample(settings.pool, seed=shared.seed_of(part, "first", case.draw))
+            pool = settings.plain_pool if plain else settings.pool
+            how = Training(iterations=iterations, batch=settings.batch, pool=pool, rate=settings.rate)
+            first = problems[0].sample(pool, seed=shared.seed_of(part, "first", case.draw))
             (stages[scale],) = train_msign(problems[last - 1], model, how, [scale], first, seed=seed)
             models.append(model.at(scale))
     part.count_evaluations(sum(stage.simulations for stage in stages.values()))
