@@ -73,9 +73,9 @@ VARIANTS = {
         "laptop": Settings(
             side=64,
             scales=3,
-            draws=2,
-            first_iterations=200,
-            iterations=120,
+            draws=1,
+            first_iterations=150,
+            iterations=100,
             batch=200,
             samples=8000,
             steps=4,
