@@ -83,7 +83,8 @@ def aim(problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: in
     Its directions are those along which the likelihood of this scale or of the one below curves most: samples of the
     proposal are sharp along the coarse ones, and shall be along the fine ones. It starts as the optimal transport
     between Gaussians from the proposal's moments to those of the Laplace approximation at the mode that the proposal
-    leans to; then `rounds` times to the moments of its own samples, weighted by the posterior.
+    leans to; then up to `rounds` times to the moments of its own samples, weighted by the posterior, while these say
+    more than their own noise.
 
     Parameters
     ----------
@@ -119,6 +120,8 @@ def aim(problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: in
         for _ in range(rounds):
             x = half_model.sample(samples, seed=draws)
             found = weighted(x, problem.log_density(x), model.log_prob(x))
+            if samples - found.ess < layer.shift.numel() * (layer.shift.numel() + 3) / 2:
+                break  # D_J, some samples / ESS − 1, is below what estimating so many moments would cost
             c = layer.coordinates(x)
             mean = found.weights @ c
             covariance = (c - mean).T @ (found.weights[:, None] * (c - mean))
