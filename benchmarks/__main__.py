@@ -1,4 +1,4 @@
-"""Glow beside normflows, nflows and FrEIA, the elliptic solver beside SciPy: ``python -m benchmarks [rounds]``.
+"""Glow beside normflows, nflows and FrEIA, the elliptic solver beside SciPy, HMC beside Pyro: ``python -m benchmarks``.
 
 K=8 steps, L=3 levels, width 128, batch 16, 3×32×32, float32, two threads. Ratios are to the fastest peer: below 1 is
 faster.
@@ -17,6 +17,7 @@ import torch
 from benchmarks.elliptic import compare_solvers
 from benchmarks.measure import Worker, interleaved_medians, kept_mib, milliseconds, peak_mib
 from benchmarks.peers import PEERS, Companion, installed
+from benchmarks.sampling import compare_samplers
 from benchmarks.tasks import STEPS, TASKS, THREADS, decoding_and_gradient, density_and_gradient, images, prepare
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -74,17 +75,20 @@ def main() -> None:
         ratios[row] = values["companion"] / min(peers) if peers else float("nan")
         print(f"{row:38}" + "".join(f"{values[name]:12.1f}" for name in names) + f"{ratios[row]:12.2f}")
     if len(names) == 1:
-        print("No peer is installed: pip install 'flow-priors[bench]' brings them.")
+        print("No peer is installed: make bench brings them.")
     memory = depth(rounds)
     for row, value in memory.items():
         print(f"memory_saving: {row:50}{value:10.2f}")
     solvers = compare_solvers(rounds)
     for case, measured in solvers.items():
         print(f"elliptic, {case:40}" + "".join(f"{name} {value:.3g}  " for name, value in measured.items()))
+    samplers = compare_samplers()
+    for case, measured in samplers.items():
+        print(f"{case:50}" + "".join(f"{name} {value:.3g}  " for name, value in measured.items()))
     about = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": rounds}
     about["peers"] = {name: version(name) for name in names if name in PEERS}
     result = {"about": about, "measured": rows, "ratio to the fastest peer": ratios, "memory_saving": memory}
-    result["elliptic"] = solvers
+    result |= {"elliptic": solvers, "samplers": samplers}
     RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
