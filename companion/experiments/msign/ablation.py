@@ -1,7 +1,7 @@
 """Zhang et al. 2021, sec. 6.1.3: MsIGN with parts exchanged, on the synthetic problem; mode balance as a number."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,15 +100,16 @@ def _fit(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict, d
     problems = Synthetic(settings.side, dtype=torch.float32).scales()[: settings.scales]
     problem, seed = problems[-1], shared.seed_of(part, "draw", draw)
     model = _model(settings, variant, problems, seed)
-    how = {"batch": settings.batch, "pool": settings.pool, "rate": settings.rate}
+    how = Training(batch=settings.batch, pool=settings.pool, rate=settings.rate, objective=variant.objective)
     if variant.stages:
         first = problems[0].sample(settings.pool, seed=shared.seed_of(part, "first", draw))
-        train_msign(problem, model, Training(iterations=settings.first_iterations, **how), [1], first, seed=seed)
-        above = Training(iterations=settings.iterations, objective=variant.objective, **how)
+        coarsest = replace(how, iterations=settings.first_iterations, objective="jeffreys")
+        train_msign(problem, model, coarsest, [1], first, seed=seed)
+        above = replace(how, iterations=settings.iterations)
         train_msign(problem, model, above, range(2, settings.scales + 1), seed=seed)
     else:
         total = settings.first_iterations + settings.iterations * (settings.scales - 1)
-        once = Training(iterations=total, objective=variant.objective, **how)
+        once = replace(how, iterations=total)
         train_msign(problem, model, once, [settings.scales], seed=seed)
     part.count_evaluations(problem.simulations)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Zhang et al. 2021, sec. 6.1.1: the synthetic problem at every scale, whose posterior is known exactly."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,7 +159,7 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
         for problem, model, stage in zip(problems, models, stages.values(), strict=False)
     ]
     found += [{name: np.full_like(value, np.nan) for name, value in found[0].items()}] * (len(problems) - len(found))
-    inner = {"histogram": {"c": _centres()}, "curve": {"point": CURVE}}
+    inner: dict[str, dict[str, Any]] = {"histogram": {"c": _centres()}, "curve": {"point": CURVE}}
     return {}, {
         name: named(np.stack([one[name] for one in found]), scale=scales, **inner.get(name, {})) for name in found[0]
     }
