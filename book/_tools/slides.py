@@ -197,14 +197,13 @@ def deck(title: str, chapters: list[NotebookNode]) -> str:
 
 
 def main(out: Path) -> None:
-    """Write a page for each part that has chapters, and say where."""
+    """Write a page for each part of the book, and say where."""
     toc = yaml.safe_load((BOOK.parent / "_toc.yml").read_text(encoding="utf-8"))
     copy_mathjax(out / "mathjax")
     for part in toc["parts"]:
-        paths = [
-            BOOK.parent / f"{chapter['file']}.ipynb" for chapter in part["chapters"]
-        ]
-        if all(path.is_file() for path in paths):
+        paths = [BOOK.parent / chapter["file"] for chapter in part["chapters"]]
+        paths = [path.with_suffix(".ipynb") for path in paths]
+        if paths[0].parent != BOOK:  # the appendix has no slides
             target = out / f"{paths[0].parent.name}.html"
             with atomic(target) as whole:
                 whole.write_text(
