@@ -90,7 +90,7 @@ check: lint
 		|| { echo "make: a test failed (see above)." >&2; exit 1; }
 
 test: lint
-	@$(MAKE) --no-print-directory _build/.site
+	@$(MAKE) --no-print-directory _build/.site $(COPY)/_build/.site
 	@echo "Running the tests, every chapter and the site checks (pytest, $(JOBS) processes) ..."
 	@$(PYTEST) tests companion book --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=book/_tools/nbval-sanitize.cfg --ignore-glob='*/.ipynb_checkpoints/*' \
 		|| { echo "make: a test failed (see above). Stale chapters are run again by: make chapters" >&2; exit 1; }

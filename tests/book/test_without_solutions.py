@@ -71,6 +71,10 @@ def text(notebook: NotebookNode) -> str:
     return nbformat.writes(notebook)
 
 
+def lines(notebook: NotebookNode) -> set[str]:
+    return {line.strip() for cell in notebook.cells for line in cell.source.splitlines()}
+
+
 def test_solutions_and_answers_go_and_the_rest_stays() -> None:
     left = without_solutions.without_solutions(book())
     assert "quokka" not in text(left).lower()
@@ -123,3 +127,23 @@ def test_nothing_leaks_into_the_site(root: Path, tmp_path: Path) -> None:
     kept = {"page.html": "Kept question?", "searchindex.js": "kept", "page.ipynb": "Kept short task."}
     for name, words in kept.items():  # the page, the search, the download: where a leak would be
         assert any(words in path.read_text() for path in files if path.name == name and "html" in path.parts), name
+
+
+def test_nothing_of_the_chapters_solutions_is_in_the_built_edition(root: Path) -> None:
+    site = root / "_build" / "without-solutions" / "_build" / "html"
+    if not (site / "index.html").is_file():
+        pytest.skip("the edition is not built (make book SOLUTIONS=no)")
+    taken: set[str] = set()
+    left: set[str] = set()
+    for path in run_chapters.chapters():
+        notebook = nbformat.read(path, as_version=4)
+        taken |= lines(notebook)
+        left |= lines(without_solutions.without_solutions(notebook))
+    made = [
+        path for path in site.rglob("*") if path.suffix in (".html", ".ipynb", ".js") and "_static" not in path.parts
+    ]
+    built = "\n".join(path.read_text() for path in made)
+    # short lines stand elsewhere by chance; titles of folded answers stay, as questions
+    secrets = {line for line in taken - left if len(line) > 30 and "{" not in line[:5]}
+    assert len(secrets) > 100
+    assert not {line for line in secrets if line in built}
