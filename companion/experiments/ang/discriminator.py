@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,12 +136,12 @@ def judge(settings: Settings, part: Part, prior: Any, how: str) -> Callable[[Ten
         gan.discriminator.train()
         optimiser: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
         generated = _drawn(part, prior, 1000, "tuning")
-        steps = [lambda: gan.discriminate(generated).mean()] * 5
+        steps = [partial(lambda images: gan.discriminate(images).mean(), generated)] * 5
     else:
         optimiser = torch.optim.Adam(parameters, lr=1e-4)
         real = real_images(settings, part, settings.tuning * _BATCH, "train")
         pairs = zip(real.split(_BATCH), _drawn(part, prior, len(real), "tuning").split(_BATCH), strict=True)
-        steps = [lambda pair=pair: log_loss(gan.discriminate, *pair) for pair in pairs]
+        steps = [partial(log_loss, gan.discriminate, *pair) for pair in pairs]
     for step in steps:
         optimiser.zero_grad()
         step().backward()
@@ -252,5 +253,6 @@ def _reader(settings: Settings, part: Part) -> Callable[[Tensor], Tensor]:
     """Which digit an image is: that of its nearest neighbour among labelled training digits."""
     name = "digits" if settings.data == "tilted" else settings.data
     known = shared.images(part, name, "train", settings.labelled, 28).flatten(1)
-    labels = torch.as_tensor(data.load(name, "train").labels[: len(known)])
+    labels = data.load(name, "train").labels
+    assert labels is not None  # digits have them
     return lambda x: labels[torch.cdist(x.flatten(1), known).argmin(1).cpu()]

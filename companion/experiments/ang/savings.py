@@ -42,7 +42,8 @@ def saving(
     if one.ndim != 2 or one.shape != other.shape or len(one) != len(measured):
         given = f"{one.shape}, {other.shape} and {len(measured)} numbers"
         raise ValueError(f"one, other, measured: got {given}; allowed: [measured, images] twice, and measured")
-    row = list(measured).index(_support.one_of("after", after, measured))
+    _support.one_of("after", after, measured)
+    row = list(measured).index(after)
     source = _support.generator(seed, "bootstrap")
     images = torch.arange(one.shape[1])[None]
     again = torch.randint(one.shape[1], (resamples, one.shape[1]), generator=source, device="cpu")

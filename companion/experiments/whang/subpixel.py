@@ -146,7 +146,7 @@ def _choose(settings: Settings, part: Part, _: str) -> tuple[dict, dict]:
     """The weight of total variation on small validation crops: that of a pixel does not depend on the size."""
     truth = shared.images(part, "photos", "validation", settings.tuned_on, TILE, spread=True)
     operator, y = _problem(settings, part, truth, "validation")
-    best, _ = problems.choose(part, settings.tv_weights, lambda w: recover.tv(operator, y, w), truth)
+    best = problems.choose(part, settings.tv_weights, lambda w: recover.tv(operator, y, w), truth)[0]
     return {"weight": settings.tv_weights[best]}, {}
 
 
