@@ -1,5 +1,6 @@
 """One bit, two images in one, non-linear operators, missing sub-pixels and curvatures, each against a closed form."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -94,12 +95,13 @@ def test_one_tile_is_filled_with_the_closed_form():
     torch.testing.assert_close(found, recover.gaussian_map(operator, y, factor, mean).x)
 
 
-def test_tiles_overlap_and_are_averaged():
-    factor, mean, precision, operator, y = gaussian_case(6)
+@pytest.mark.parametrize(("side", "places"), [(6, (0, 2)), (7, (0, 2, 3))])
+def test_tiles_overlap_and_are_averaged(side, places):
+    factor, mean, precision, operator, y = gaussian_case(side)
     found = subpixel.conditional_mean(operator, y, mean, precision)
-    corners = torch.zeros(4, 3, 2, 6, 6, dtype=torch.float64)
-    covered = torch.zeros(4, 1, 1, 6, 6, dtype=torch.float64)
-    for k, (top, left) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
+    corners = torch.zeros(len(places) ** 2, 3, 2, side, side, dtype=torch.float64)
+    covered = torch.zeros(len(places) ** 2, 1, 1, side, side, dtype=torch.float64)
+    for k, (top, left) in enumerate(itertools.product(places, places)):
         place = (..., slice(top, top + 4), slice(left, left + 4))
         tile = measure.Mask(operator.mask[place])
         corners[k][place] = recover.gaussian_map(tile, tile(operator.adjoint(y)[place]), factor, mean).x

@@ -130,8 +130,10 @@ def conditional_mean(operator: measure.Mask, y: Tensor, mean: Tensor, precision:
     side, mask = mean.shape[-1], operator.mask.to(y.device)
     seen = operator.adjoint(y).double()
     total, count = torch.zeros_like(seen), torch.zeros_like(seen)
-    for top in range(0, seen.shape[2] - side // 2, side // 2):
-        for left in range(0, seen.shape[3] - side // 2, side // 2):
+    # the last tile of a row or column ends where the picture does
+    tops, lefts = ([*range(0, size - side, side // 2), size - side] for size in seen.shape[2:])
+    for top in tops:
+        for left in lefts:
             place = (..., slice(top, top + side), slice(left, left + side))
             hidden = ~mask[place].flatten()
             offset = (seen[place] - mean).flatten(1) * ~hidden
