@@ -244,8 +244,9 @@ class Barrier:
     Attributes
     ----------
     height : float
-        log q at the mode less the largest log q among fields that are their own mirror image, in nats: the posterior
-        is bimodal iff it is positive, and every path between the modes sinks by at least that much.
+        log q at the mode less the largest log q among fields that are their own mirror image, in nats. Where it is
+        positive, the mode and its mirror image are two, and a path between them through a field that is its own
+        mirror image sinks by at least that much. One that goes around such fields may sink less.
     mode, saddle : Tensor
         The fields where the two maxima were found, [side²].
     """
