@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
@@ -63,10 +64,10 @@ def _recover(settings: Settings, part: Part, item: tuple[int, int]) -> tuple[dic
     factor, latents = _images(settings, part, rank)
     errors = np.empty((settings.draws, len(latents)))
     for draw in range(settings.draws):
-        generator = _support.generator(part.seed, "measurement", m, draw)
-        rng = np.random.default_rng(generator.initial_seed())
-        forward = rng.normal(size=(m, len(factor))) / math.sqrt(m) @ factor
-        noise = rng.normal(size=(len(latents), m))
+        source = _support.generator(part.seed, "measurement", m, draw)
+        sizes = (m, len(factor)), (len(latents), m)
+        matrix, noise = (torch.randn(size, generator=source, dtype=torch.float64).numpy() for size in sizes)
+        forward = matrix / math.sqrt(m) @ factor
         noise *= settings.epsilon / np.linalg.norm(noise, axis=1, keepdims=True)
         found = shortest(forward, latents @ forward.T + noise, settings.epsilon)
         errors[draw] = np.linalg.norm((found - latents) @ factor.T, axis=1)
