@@ -4,10 +4,10 @@
 name          shape        from        train / validation / test
 ============= ============ =========== ===================================================================
 digits        [1, 8, 8]    embedded    scikit-learn's 1,797 in their order: first 1,300 / 200 / last 297
-photos        [3, 32, 32]  embedded    crops of different photographs, see `companion.data._photos`
+photos        [3, 32, 32]  embedded    crops of seven photographs / of one / those of kodak
 kodak         [3, 32, 32]  embedded    test only: three crops each of the 24 Kodak photographs at half size
 china-coffee  [3, 32, 32]  embedded    test only: tiles of two photographs
-photographs   [3, 32, 32]  user's file crops of 892 / 46 photographs of ImageNet, train with those of photos / as kodak
+photographs   [3, 32, 32]  user's file crops of 892 / 46 photographs of ImageNet, train with those of photos / kodak
 mnist         [1, 28, 28]  downloaded  first 55,000 / last 5,000 of the 60,000 / 10,000
 fashion-mnist [1, 28, 28]  downloaded  as mnist
 eurosat       [3, 64, 64]  user's file index.csv: nine tenths of train / every tenth / test
@@ -35,8 +35,6 @@ from companion.data._sources import SOURCES, cache_folder, given_folder, locate
 __all__ = ["Images", "fetch", "folder", "licence", "load", "names"]
 
 SPLITS = ("train", "validation", "test")
-PHOTOS_TEST = "china-coffee"
-"""The set whose crops ``load("photos", "test")`` gives."""
 
 _Read = Callable[[str, str, int], tuple[Tensor, Tensor | None, Tensor | None]]
 
@@ -143,7 +141,7 @@ def _digits(name: str, split: str, size: int) -> tuple[Tensor, Tensor, None]:
 
 
 def _crops(name: str, split: str, size: int) -> tuple[Tensor, None, Tensor]:
-    images, photo = _photos.crops(PHOTOS_TEST if (name, split) == ("photos", "test") else name, split, size)
+    images, photo = _photos.crops(name, split, size)
     return images, None, photo
 
 

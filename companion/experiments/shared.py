@@ -24,12 +24,13 @@ GRID = (20, 30, 50, 100, 200, 300, 400, 500, 750, 1000, 2500, 5000, 7500, 10000,
 class OnImages:
     """Settings of an experiment on images of one data set."""
 
-    data: str = "photos"
+    data: str = "photographs"
     size: int = 32  # side of the images
     images: int = 12  # held-out images reported on
 
     def truth(self, part: Part, split: str = "test", number: int | None = None, *, spread: bool = False) -> Tensor:
-        """The images reported on, or so many of another split, as :func:`images` gives them."""
+        """The images reported on, or so many of another split, as :func:`images` gives them; validation ones spread."""
+        spread = spread or split == "validation"
         return images(part, self.data, split, number or self.images, self.size, spread=spread)
 
 

@@ -39,9 +39,12 @@ PUBLISHED_FLOWERS = named(
 )
 
 
+FITTED = "fitted"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(shared.OnImages):
-    """Sizes of the comparison; by default of photographs, profile laptop."""
+    """Sizes of the comparison."""
 
     # checkpoint of each learned method
     priors: dict[str, str] = field(
@@ -57,9 +60,10 @@ class Settings(shared.OnImages):
     gammas: tuple[float, ...] = (0.0, 0.001, 0.01)
     restarts: tuple[int, ...] = (1, 4)  # of GAN and VAE, which share the budget
     flow_gammas: tuple[float, ...] = (0.0,)  # weights of ‖z‖ for the flow; 0 alone is the paper's choice
-    validation: str = ""  # another data set whose validation images choose; "" for the same
-    gaussian: str = ""  # checkpoint of a Gaussian, the method "gaussian" and the start of "glow-map"; "" for neither
-    betas: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)  # weights of −log p(x) for "glow-map"
+    # the method "gaussian": checkpoint of the Gaussian of the training images; "fitted" for one of all their pixels; ""
+    gaussian: str = ""
+    floors: tuple[float, ...] = (0.0, 0.01, 0.03)  # τ of the τ² I added to the covariance of a fitted one
+    betas: tuple[float, ...] = ()  # weights of −log p(x) for "glow-map", which starts at the answer of "gaussian"
     classical_iterations: int = 0  # of the methods without learning, which need no network; 0 for the budget
     vae_first: int = 0  # evaluations of the VAE whose estimate "vae-glow" hands to the flow as its start; 0 for none
     spread: bool = False  # take images from the whole split, which some sets order by class, not its first ones
@@ -77,7 +81,7 @@ class Settings(shared.OnImages):
     def methods(self) -> list[str]:
         """All methods, the flow first."""
         flow = [name for name in self.priors if name == "glow"]
-        exact = ["gaussian", *(f"{name}-map" for name in flow)] if self.gaussian else []
+        exact = [*["gaussian"] * bool(self.gaussian), *["glow-map"] * bool(self.betas)]
         handed_over = ["vae-glow"] if self.vae_first else []
         return [*flow, *exact, *self.classical, *self.generators, *handed_over]
 
@@ -86,7 +90,7 @@ class Settings(shared.OnImages):
         if method in CLASSICAL:
             return {"weight": self.weights}
         if method == "gaussian":
-            return {}
+            return {"floor": self.floors} if self.gaussian == FITTED else {}
         if method == "glow":
             return {"gamma": self.flow_gammas}
         if method == "glow-map":
@@ -94,7 +98,19 @@ class Settings(shared.OnImages):
         return {"restarts": self.restarts[-1:] if method == "vae-glow" else self.restarts, "gamma": self.gammas}
 
 
-_PHOTOS = Settings()
+_PHOTOS = Settings(
+    images=72,  # three crops of each of 24 photographs
+    seeds=1,
+    measurements=(154, 307, 614, 1229),
+    budget=200,
+    classical_iterations=1000,
+    tuned_on=24,
+    learned_on=12,
+    gammas=(0.0, 0.01),
+    restarts=(2,),
+    gaussian="gaussian-photos32",
+    betas=(1.0, 3.0, 10.0, 30.0),
+)
 _MNIST = Settings(
     data="mnist",
     size=28,
@@ -103,10 +119,17 @@ _MNIST = Settings(
     classical=("lasso-dct", "lasso-wavelet", "lasso-pixel", "tv"),
     gammas=(0.0, 0.01, 0.1),
     flow_gammas=(0.0, 0.1),
+    gaussian=FITTED,
     vae_first=100,
     starts_m=100,
 )
-_EUROSAT = Settings(data="eurosat", priors={"glow": "glow-eurosat32"}, measurements=(154, 307, 614, 1229), spread=True)
+_EUROSAT = Settings(
+    data="eurosat",
+    priors={"glow": "glow-eurosat32"},
+    measurements=(154, 307, 614, 1229),
+    spread=True,
+    gaussian=FITTED,
+)
 _FLOWERS = Settings(
     data="flowers",
     size=64,
@@ -119,59 +142,40 @@ _FLOWERS = Settings(
     spread=True,
     pictures=0,
 )
-_KODAK = Settings(
-    data="kodak",
-    validation="photographs",
-    priors=_PHOTOS.priors | {"glow": "glow-varied32"},
-    gaussian="gaussian-photos32",
-    images=72,
-    seeds=1,
-    measurements=(154, 307, 614, 1229),
-    budget=200,
-    classical_iterations=1000,
-    tuned_on=24,
-    learned_on=12,
-    gammas=(0.0, 0.01),
-    restarts=(2,),
-)
 
 
 def _tiny(settings: Settings, *measurements: int) -> Settings:
     """The same comparison in a few seconds."""
-    few: dict[str, Any] = {"images": 2, "seeds": 1, "budget": 40, "tuned_on": 2, "learned_on": 2, "range_restarts": 2}
+    few: dict[str, Any] = {"images": 2, "seeds": 1, "budget": 30, "tuned_on": 2, "learned_on": 2, "range_restarts": 2}
     few |= {"measurements": measurements, "weights": (0.01, 0.03), "gammas": (0.01,)}
-    few |= {"starts": 2, "starts_m": measurements[-1], "vae_first": min(settings.vae_first, 20), "betas": (10.0,)}
+    few |= {"starts": 2, "starts_m": measurements[-1], "vae_first": min(settings.vae_first, 20)}
+    few |= {"betas": settings.betas[-2:-1], "floors": (0.01,), "classical_iterations": 0}
     return replace(settings, **few, pictures=min(settings.pictures, 2))
 
 
 @experiment(
     "asim.compressed-sensing",
     paper="Asim et al. 2020",
-    shows="Fig. 4 left, 15, 16",
+    shows="Fig. 4 left, 15, 16, beside the Gaussian with the training images' covariance",
     profiles={
-        "quick": _tiny(_PHOTOS, 307, 614),
+        "quick": _tiny(replace(_PHOTOS, data="photos"), 614),
         "laptop": _PHOTOS,
         "paper": Settings(
-            size=64, priors={"glow": "glow-photos64"}, seeds=1, measurements=shared.GRID, budget=600, pictures=2
+            size=64,
+            priors={"glow": "glow-photos64"},
+            images=72,
+            seeds=1,
+            measurements=shared.GRID,
+            budget=600,
+            pictures=2,
         ),
     },
 )
 def photos(settings: Settings, context: Context) -> tuple[dict, dict]:
-    """Recovers held-out photographs from m Gaussian measurements, by three learned and three classical priors."""
-    return compare(settings, context)
-
-
-@experiment(
-    "asim.compressed-sensing-kodak",
-    paper="Asim et al. 2020",
-    shows="Fig. 4 left, beside the Gaussian with the training images' covariance",
-    profiles={"quick": _tiny(replace(_KODAK, validation="photos"), 307), "laptop": _KODAK},
-)
-def kodak(settings: Settings, context: Context) -> tuple[dict, dict]:
-    """Recovers crops of the 24 Kodak photographs, with priors that learned from hundreds of other photographs."""
+    """Recovers crops of the 24 Kodak photographs, by priors that learned from hundreds of other photographs."""
     metrics, arrays = compare(settings, context)
-    crops = data.load("kodak", "test", settings.size)
-    return metrics, arrays | {"photograph": named(np.asarray(crops.photo)[: settings.images], image=settings.images)}
+    photo = data.load(settings.data, "test", settings.size).photo
+    return metrics, arrays | {"photograph": named(np.asarray(photo)[: settings.images], image=settings.images)}
 
 
 @experiment(
@@ -196,7 +200,7 @@ def mnist(settings: Settings, context: Context) -> tuple[dict, dict]:
     paper="Asim et al. 2020",
     shows="Fig. 4 left in kind",
     profiles={
-        "quick": _tiny(replace(_EUROSAT, data="photos"), 307, 614),
+        "quick": _tiny(replace(_EUROSAT, data="photos"), 614),
         "laptop": _EUROSAT,
         "paper": replace(_EUROSAT, images=100, measurements=_PHOTOS.measurements, budget=600),
     },
@@ -263,6 +267,9 @@ def _solve(
     budget, operator = settings.budget, problem.operator
     if method in CLASSICAL:
         return CLASSICAL[method](operator, y, max_iterations=settings.classical_iterations or budget, **option)
+    if method == "gaussian" and settings.gaussian == FITTED:
+        fitted = problems.gaussian(settings.data, settings.size, part.device, option["floor"])
+        return recover.gaussian_map(operator, y, *fitted, problem.noise.std)
     if method in ("gaussian", "glow-map"):
         exact = shared.prior(part, settings.gaussian)
         factor, mean = exact.weight.double(), exact.mean.view(exact.shape)
@@ -291,8 +298,7 @@ def _choose(settings: Settings, part: Part, item: tuple[int, str]) -> tuple[dict
     axes = settings.options(method)
     options = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     number = settings.tuned_on if method in CLASSICAL else settings.learned_on
-    images = settings.validation or settings.data
-    truth = shared.images(part, images, "validation", number, settings.size, spread=settings.spread)
+    truth = settings.truth(part, "validation", number)
     problem, y = problems.compressed(part, truth, m, "validation")
     seed = shared.seed_of(part, "draw", "validation")
     best, scores = problems.choose(

@@ -54,7 +54,7 @@ class Settings:
 
     families: tuple[Family, ...]
     images: int = 12  # held-out images of each family, reported on
-    tuned_on: int = 12  # validation images, on which every weight is chosen
+    tuned_on: int = 6  # validation images, on which every weight is chosen
     budget: int  # evaluations for one image, the same for every network
     restarts: int = 2  # random starts among which GAN and VAE divide that budget
     shown: int = 3  # images whose estimates are stored
@@ -80,12 +80,12 @@ _GENERATORS = {"gan": (0.1, 1.0, 10.0, 100.0), "vae": (0.1, 1.0, 10.0, 100.0)}
 _FEW = ((0.0, 40.0), (2.0,), (2.0,), (2.0,), (1.0,), (1.0,), (1.0, 2.0), (1.0,))
 _PHOTO_WEIGHTS = {
     "glow": (0.0, 20.0, 40.0, 80.0, 160.0),
-    "glow squared": (1.0, 2.0, 4.0, 8.0, 16.0),
-    "glow from noisy": (2.0, 4.0, 8.0, 16.0),
-    "glow likelihood": (1.0, 2.0, 4.0, 8.0, 16.0),
+    "glow squared": (0.5, 1.0, 2.0, 4.0, 8.0),
+    "glow from noisy": (0.5, 1.0, 2.0, 4.0, 8.0),
+    "glow likelihood": (0.5, 1.0, 2.0, 4.0),
     **_GENERATORS,
     "tv": (0.5, 1.0, 1.5, 2.0, 3.0),
-    "bm3d": (0.8, 1.0, 1.25),
+    "bm3d": (0.8, 0.9, 1.0, 1.1, 1.25),
 }
 _DIGIT_WEIGHTS = {
     "glow": (0.0, 1.0, 5.0),
@@ -104,7 +104,7 @@ _FLOWER_WEIGHTS = {
 }
 _QUICK = Family(data="photos", size=32, priors=_PHOTOS, stds=(0.1,), weights=dict(zip(METHODS, _FEW, strict=True)))
 _LAPTOP = (
-    Family(data="photos", size=32, priors=_PHOTOS, weights=_PHOTO_WEIGHTS, long_budget=400),
+    Family(data="photographs", size=32, priors=_PHOTOS, weights=_PHOTO_WEIGHTS, long_budget=300),
     Family(data="mnist", size=28, priors=_DIGITS, stds=(0.1, 0.2), weights=_DIGIT_WEIGHTS, swept=False),
 )
 _FLOWERS = Family(data="flowers", size=64, priors={"glow": "glow-flowers64"}, weights=_FLOWER_WEIGHTS)
@@ -116,7 +116,7 @@ _FLOWERS = Family(data="flowers", size=64, priors={"glow": "glow-flowers64"}, we
     shows="Fig. 2, 10, 11",
     profiles={
         "quick": Settings(families=(_QUICK,), images=2, tuned_on=1, budget=15, restarts=1, shown=1),
-        "laptop": Settings(families=_LAPTOP, budget=150),
+        "laptop": Settings(families=_LAPTOP, budget=120),
         "paper": Settings(families=(_FLOWERS,), budget=400),
     },
 )

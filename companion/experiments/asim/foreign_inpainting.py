@@ -17,7 +17,7 @@ class Settings:
     """Sizes of the comparison; the priors are (kind, checkpoint), the flow's first."""
 
     priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
-    sets: tuple[str, ...] = ("photos", "satellite", "textures", "text")  # from near to far of the training images
+    sets: tuple[str, ...] = ("photographs", "satellite", "textures", "text")  # from near to far of the training images
     images: int = 12  # of each set
     budget: int = 400  # evaluations for one image, the same for all priors
     restarts: int = 4  # of a generator, which share the budget

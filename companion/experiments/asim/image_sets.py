@@ -12,7 +12,9 @@ from torch import Tensor
 
 from companion import _support, data
 
-DATA_SETS = {"satellite": "eurosat"} | {name: name for name in ("photos", "flowers", "mnist", "fashion-mnist")}
+DATA_SETS = {"satellite": "eurosat"} | {
+    name: name for name in ("photos", "photographs", "flowers", "mnist", "fashion-mnist")
+}
 RENDERED = ("textures", "text", "checkerboards", "constant", "noise", "letters")
 TINTS = {"brick": (1.0, 0.65, 0.55), "grass": (0.7, 1.0, 0.5), "gravel": (1.0, 0.95, 0.8)}
 FACES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Bold")

@@ -55,8 +55,8 @@ class Search:
     paper="Asim et al. 2020",
     shows="Fig. 58-61",
     profiles={
-        "quick": Settings(images=2, budget=20, noisy_m=614, **_TINY),
-        "laptop": Settings(images=6, budget=100, noisy_m=1229),
+        "quick": Settings(data="photos", images=2, budget=20, noisy_m=614, **_TINY),
+        "laptop": Settings(budget=100, noisy_m=1229),
         "paper": Settings(
             **shared.FLOWERS,
             budget=600,

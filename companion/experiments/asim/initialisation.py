@@ -37,10 +37,10 @@ class Settings(shared.OnImages):
     paper="Asim et al. 2020",
     shows="Fig. 4 right, 19, 20 left",
     profiles={
-        "quick": Settings(images=2, tuned_on=1, budget=12, gammas=(0.0, 0.25), stds=(0.7,), norms=(0.0, 40.0)),
-        "laptop": Settings(
-            tuned_on=3, budget=150, gammas=(0.0, 0.01, 0.1, 0.25, 1.0), norms=(0.0, 5.0, 20.0, 40.0, 60.0)
+        "quick": Settings(
+            data="photos", images=2, tuned_on=1, budget=6, gammas=(0.0, 0.25), stds=(0.7,), norms=(0.0, 40.0)
         ),
+        "laptop": Settings(tuned_on=4, budget=150, gammas=(0.0, 0.01, 0.1, 1.0), norms=(0.0, 5.0, 20.0, 40.0, 60.0)),
         "paper": Settings(
             **shared.FLOWERS,
             tuned_on=4,

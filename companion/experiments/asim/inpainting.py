@@ -32,9 +32,9 @@ class Settings(shared.OnImages):
     priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
     budget: int = 120  # evaluations for one image, the same for every model
     iterations: int = 2000  # of total variation, each some hundred times cheaper than an evaluation of a model
-    gammas: tuple[float, ...] = (0.0, 0.01, 0.05, 0.25, 1.0)  # weights of ‖z‖, for the flow and the generators
+    gammas: tuple[float, ...] = (0.0, 0.01, 0.1, 1.0)  # weights of ‖z‖, for the flow and the generators
     weights: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of total variation
-    tuned_on: int = 3  # validation images on which γ and the weight are chosen, for every method and mask
+    tuned_on: int = 4  # validation images on which γ and the weight are chosen, for every method and mask
     # numbers of evaluations at which the progress of each search is stored
     points: tuple[int, ...] = (1, 10, 20, 30, 40, 50, 60, 80, 100, 120)
     fills: int = 8  # random starts of each image for the spread of the answers
@@ -42,7 +42,9 @@ class Settings(shared.OnImages):
     spread_masks: tuple[str, ...] = ("centre", "left")
 
 
-_FEW = Settings(images=2, budget=10, iterations=100, tuned_on=1, points=(1, 5, 10), fills=2, spread_images=1)
+_FEW = Settings(
+    data="photos", images=2, budget=6, iterations=100, tuned_on=1, points=(1, 3, 6), fills=2, spread_images=1
+)
 _FLOWERS = Settings(priors=(("glow", "glow-flowers64"),), data="flowers", size=64, fills=16, spread_images=12)
 _GAMMAS = (0.0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 30.0, 40.0, 50.0)
 _LONG: dict[str, Any] = {"budget": 400, "iterations": 5000, "points": (1, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400)}

@@ -37,6 +37,7 @@ class Settings(shared.OnImages):
     shows="Fig. 7, 52, 57",
     profiles={
         "quick": Settings(
+            data="photos",
             images=2,
             measurements=(307, 1229),
             directions=2,

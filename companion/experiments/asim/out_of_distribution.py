@@ -43,9 +43,9 @@ class Settings:
     shown: int = 7  # which of them is stored as a picture
     scored: int = 48  # images whose density is computed; the recovered ones are the first of them
     shares: tuple[float, ...] = (0.1, 0.2, 0.4)  # measurements m as shares of the pixels n
-    budget: int = 600  # evaluations for one image, the same for flow and generators (all restarts together)
+    budget: int = 300  # evaluations for one image, the same for flow and generators (all restarts together)
     iterations: int = 2000  # of the classical methods at most, each far cheaper than an evaluation of a network
-    restarts: int = 5  # of the generators' searches
+    restarts: int = 3  # of the generators' searches
     tuned_on: int = 8  # images of the flow's own validation split on which classical weights are chosen, for every m
     weights: tuple[float, ...] = (0.001, 0.01, 0.1)  # from which they are chosen
 
@@ -72,14 +72,14 @@ class Search:
 
 _GENERATORS = (("gan", "gan-photos32"), ("vae", "vae-photos32"))
 _DIGITS = (("gan", "gan-mnist"), ("vae", "vae-mnist"))
-_NEAR = ("photos", "satellite", "textures", "text")
+_NEAR = ("photographs", "satellite", "textures", "text")
 _ALL = (*_NEAR, "checkerboards", "constant", "noise")
 _FEW = Family(flow="glow-photos32", generators=_GENERATORS, sets=("photos", "textures"), everywhere=1, grey=True)
 _FLOWERS = Family(flow="glow-flowers64", sets=("flowers", *_ALL), everywhere=5)
 _LAPTOP = (
-    Family(flow="glow-photos32", generators=_GENERATORS, sets=_ALL, everywhere=4),
-    Family(flow="glow-eurosat32", sets=("satellite", "photos"), everywhere=2),
-    Family(flow="glow-mnist", generators=_DIGITS, sets=("mnist", "letters", "fashion-mnist", "photos"), grey=True),
+    Family(flow="glow-photos32", generators=_GENERATORS, sets=_ALL, everywhere=2),
+    Family(flow="glow-eurosat32", sets=("satellite", "photographs"), everywhere=2),
+    Family(flow="glow-mnist", generators=_DIGITS, sets=("mnist", "letters", "fashion-mnist", "photographs"), grey=True),
 )
 _PUBLISHED = tuple(m / 12288 for m in (1000, 2500, 5000, 7500, 10000))
 _SMALL: dict[str, Any] = {"images": 2, "shown": 1, "scored": 6, "iterations": 20, "restarts": 2, "tuned_on": 2}

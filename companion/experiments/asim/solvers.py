@@ -25,7 +25,7 @@ class Settings(shared.OnImages):
 
     prior: str = "glow-photos32"
     measurements: tuple[int, ...]  # numbers m, with √E‖δ‖² = 0.1
-    budget: int = 600  # evaluations for one image, the same for every solver
+    budget: int = 400  # evaluations for one image, the same for every solver
     batch: int = 6  # images in one joint tensor of the published scheme
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1)  # of Adam; the best on validation images is taken
     tuned_on: int = 3  # validation images
@@ -34,7 +34,15 @@ class Settings(shared.OnImages):
     pictures: int = 3  # images of which pictures are kept
 
 
-_TINY: dict[str, Any] = {"images": 2, "budget": 20, "batch": 2, "learning_rates": (0.1,), "tuned_on": 1, "pictures": 1}
+_TINY: dict[str, Any] = {
+    "data": "photos",
+    "images": 2,
+    "budget": 20,
+    "batch": 2,
+    "learning_rates": (0.1,),
+    "tuned_on": 1,
+    "pictures": 1,
+}
 
 
 @experiment(
@@ -46,6 +54,7 @@ _TINY: dict[str, Any] = {"images": 2, "budget": 20, "batch": 2, "learning_rates"
         "laptop": Settings(measurements=(307, 614, 1229), tuned_at=614),
         "paper": Settings(
             **shared.FLOWERS,
+            budget=600,
             measurements=shared.GRID,
             tuned_on=6,
             tuned_at=2500,

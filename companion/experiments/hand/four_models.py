@@ -18,7 +18,7 @@ class Settings:
         ("vae-mnist", "gan-mnist", "realnvp-mnist", "glow-mnist"),
         ("vae-photos32", "gan-photos32", "glow-photos32"),
     )
-    images: int = 12  # held-out images, from all over the test split, that are projected onto the range of each model
+    images: int = 12  # held-out images that are projected onto the range of each model
     restarts: int = 2  # random starts of that projection
     budget: int = 150  # evaluations for each of them
     samples: int = 8  # drawn from each model
@@ -49,7 +49,7 @@ def four_models(settings: Settings, context: Context) -> tuple[dict, dict]:
     for name, models in zip(settings.data, settings.priors, strict=True):
         found = gather(context.map(_show, [(name, model) for model in models], name), model=models)
         size = found["nearest"].values.shape[-1]
-        found["truth"] = shared.pictures(shared.images(context, name, "test", settings.images, size, spread=True))
+        found["truth"] = shared.pictures(_held_out(settings, context, name, size))
         arrays |= {f"{name} {key}": array for key, array in found.items()}
     return {}, arrays
 
@@ -59,7 +59,7 @@ def _show(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, 
     """What one model makes: samples, the images nearest to held-out ones, and those between the first two of these."""
     name, model = item
     prior = shared.prior(part, model)
-    x = shared.images(part, name, "test", settings.images, prior.shape[-1], spread=True)
+    x = _held_out(settings, part, name, prior.shape[-1])
     z = project(settings, part, prior, x)
     nearest, way = prior.decode(z), torch.linspace(0, 1, settings.steps, device=z.device)[:, None]
     return {}, {
@@ -68,6 +68,11 @@ def _show(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, 
         "between": shared.pictures(prior.decode((1 - way) * z[:1] + way * z[1:2])),
         "samples": shared.pictures(prior.sample(settings.samples, seed=shared.seed_of(part, "samples"))),
     }
+
+
+def _held_out(settings: Settings, part: Part, name: str, size: int) -> Tensor:
+    """Digits from all over the test split, or a crop of each of the first photographs."""
+    return shared.images(part, name, "test", settings.images, size, spread=name != "photos")
 
 
 def project(settings: Settings, part: Part, prior: priors.Prior, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class Settings:
     """Which families of images are shown to which flow."""
 
     drawings: tuple[str, ...] = ("mnist", "fashion-mnist", "digits")  # shown to glow-mnist; the first is also altered
-    photographs: tuple[str, ...] = ("photos", "eurosat", "flowers")  # likewise to glow-photos32
+    photographs: tuple[str, ...] = ("photographs", "eurosat", "flowers")  # likewise to glow-photos32
     images: int = 400  # of each family, at most; fewer where a test split has fewer
 
 

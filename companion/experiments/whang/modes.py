@@ -52,7 +52,7 @@ _QUICK = tuple(Family(prior=name, data="digits", size=28, scales=(0.3,)) for nam
 _LAPTOP = (
     *(Family(prior=name, data="mnist", size=28, scales=(0.3, 1.0)) for name in _DIGITS),
     Family(prior="glow-eurosat32", data="eurosat", size=32, scales=(0.3,)),
-    Family(prior="glow-photos32", data="photos", size=32, scales=(0.3,)),
+    Family(prior="glow-photos32", data="photographs", size=32, scales=(0.3,)),
 )
 
 

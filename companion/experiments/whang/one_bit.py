@@ -144,7 +144,7 @@ def _solver(
     if search.method == "back-projection":  # known up to a factor only: it gets the mean image's length
         back = linear.operator.adjoint((y - linear.noise.mean) / std.square())
         back = back * (known[1].norm().to(y) / back.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
-        return lambda _: sets.closed_form(back)
+        return lambda _: problems.closed_form(back)
     wiener = recover.gaussian_map(linear.operator, y - linear.noise.mean, *known, std)
     if search.method == "gaussian":
         return lambda _: wiener

@@ -64,7 +64,7 @@ _LAPTOP = Settings(weights=_WEIGHTS)
             shown=1,
         ),
         "laptop": replace(_LAPTOP, data="eurosat", flow="glow-eurosat32", images=30),
-        "paper": replace(_LAPTOP, data="photos", images=95),
+        "paper": replace(_LAPTOP, data="photographs", images=72),
     },
     tolerances={"psnr": 0.05},
 )
@@ -125,7 +125,7 @@ def _solver(
         x = plain
         if method == "wiener":
             x = wiener(y, sets.gaussian(settings.data, 32, part.device), _digits(settings.digits, part.device))
-        return lambda _: sets.closed_form(x)
+        return lambda _: problems.closed_form(x)
     if method == "bm3d":
         return lambda weight: recover.bm3d(plain, weight * rms)
     identity = measure.Identity((3, 32, 32))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from companion import measure, recover
+from companion import measure
 from companion._support import one_of
 from companion.experiments import Part, problems, shared
 
@@ -15,18 +15,14 @@ NOISES = ("sinusoidal", "radial", "camera")
 
 def images(part: Part, name: str, split: str, number: int, size: int) -> Tensor:
     """The first images of a split, or spread over it where neighbours are alike."""
-    return shared.images(part, name, split, number, size, spread=name in ("eurosat", "photos"))
+    return shared.images(
+        part, name, split, number, size, spread=(name, split) == ("photos", "validation") or name == "eurosat"
+    )
 
 
 def gaussian(name: str, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Factor and mean of the Gaussian with the training images' mean and covariance, for `recover.gaussian_map`."""
     return problems.gaussian(name, size, device, FLOOR)
-
-
-def closed_form(x: Tensor) -> recover.Result:
-    """Estimates that took no search and no energy."""
-    none = torch.zeros(len(x))
-    return recover.Result.of_one_step(x, None, none, 0, none == 0, ["closed form"] * len(x))
 
 
 def noise(kind: str, level: float, size: int) -> measure.Noise:

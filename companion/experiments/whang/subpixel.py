@@ -30,6 +30,7 @@ class Settings:
     """Sizes of the comparison."""
 
     flow: str = "glow-photos32"  # trained on crops of 32 × 32 pixels
+    data: str = "photographs"  # whose training crops give the Gaussian, and validation crops choose
     size: int = 248  # side of the photographs that are filled in, nearly all of Kodak's at half size
     images: int = 1
     missing: float = 0.25
@@ -44,7 +45,7 @@ class Settings:
     paper="Whang et al. 2021",
     shows="Fig. 9",
     profiles={
-        "quick": Settings(size=64, images=1, tv_weights=(1e-3,), tuned_on=1, budget=10, depths=(1, 2)),
+        "quick": Settings(data="photos", size=64, images=1, tv_weights=(1e-3,), tuned_on=1, budget=10, depths=(1, 2)),
         "laptop": Settings(),
     },
     tolerances={"psnr*": 0.03, "seconds": None, "kept": 0.1, "peak": 0.1, "nats": 0.03},
@@ -85,10 +86,10 @@ def _solve(
     if method == "tv":
         return recover.tv(operator, y, weight)
     if method == "biharmonic":
-        return sets.closed_form(biharmonic(operator, y))
-    exact = conditional_mean(operator, y, *_gaussian(part.device))
+        return problems.closed_form(biharmonic(operator, y))
+    exact = conditional_mean(operator, y, *_gaussian(settings.data, part.device))
     if method == "gaussian":
-        return sets.closed_form(exact)
+        return problems.closed_form(exact)
     flow = priors.memory_saving(priors.resized(shared.prior(part, settings.flow), operator.shape))
     return likeliest(flow, operator, y, exact, settings.budget)
 
@@ -116,9 +117,9 @@ def biharmonic(operator: measure.Mask, y: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _gaussian(device: torch.device) -> tuple[Tensor, Tensor]:
+def _gaussian(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean, [C, TILE, TILE], and precision, [n, n], of training crops."""
-    factor, mean = sets.gaussian("photos", TILE, device)
+    factor, mean = sets.gaussian(name, TILE, device)
     return mean, torch.cholesky_inverse(torch.linalg.cholesky(factor @ factor.T))
 
 
@@ -146,7 +147,7 @@ def conditional_mean(operator: measure.Mask, y: Tensor, mean: Tensor, precision:
 
 def _choose(settings: Settings, part: Part, _: str) -> tuple[dict, dict]:
     """The weight of total variation on small validation crops: that of a pixel does not depend on the size."""
-    truth = shared.images(part, "photos", "validation", settings.tuned_on, TILE, spread=True)
+    truth = shared.images(part, settings.data, "validation", settings.tuned_on, TILE, spread=True)
     operator, y = _problem(settings, part, truth, "validation")
     best = problems.choose(part, settings.tv_weights, lambda w: recover.tv(operator, y, w), truth)[0]
     return {"weight": settings.tv_weights[best]}, {}
@@ -156,7 +157,7 @@ def _fill(settings: Settings, part: Part, item: tuple[str, float, int]) -> tuple
     method, weight, image = item
     truth = _photograph(settings, part, image)
     operator, y = _problem(settings, part, truth, image)
-    _gaussian(part.device)  # as trained as the flow, so on nobody's time
+    _gaussian(settings.data, part.device)  # as trained as the flow, so on nobody's time
     began = time.process_time()  # of all threads, whatever else the machine does
     found = part.count(_solve(settings, part, operator, y, method, weight))
     seconds = time.process_time() - began

@@ -1,0 +1,117 @@
+"""Denoising by the mean of the posterior, in one gradient of a flow of noisy photographs, beside its mode and rivals.
+
+For y = x + δ, δ ~ N(0, σ² I), E[x | y] = y + σ² ∇ log p_σ(y), where p_σ is the density of y (Tweedie's formula; Efron
+2011, eq. 1.2): a flow trained on images with that noise added needs no search.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from companion import data, evaluate, recover, sample
+from companion.experiments import Context, Part, experiment, gather, named, problems, shared
+
+TV_ITERATIONS = 2000
+
+# from which validation images choose: β of "map"; multiples of σ for "tv" and "bm3d"; the others have nothing to choose
+WEIGHTS: Mapping[str, tuple[float, ...]] = {
+    "tweedie": (1.0,),
+    "map": (0.2, 0.35, 0.5, 0.7, 1.0),
+    "gaussian": (1.0,),
+    "bm3d": (0.8, 0.9, 1.0, 1.1, 1.25),
+    "tv": (0.5, 0.75, 1.0, 1.5),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(shared.OnImages):
+    """Sizes of the comparison."""
+
+    flow: str = "glow-photos32"  # of clean photographs, for "map"
+    noisy_flow: str = "glow-photos32-noisy"  # of noisy ones, for "tweedie"
+    gaussian: str = "gaussian-photos32"  # of clean ones
+    std: float = 0.1  # of the noise: the level that the noisy flow was trained at
+    images: int = 72  # three crops of each photograph
+    weights: Mapping[str, tuple[float, ...]]
+    tuned_on: int = 12  # validation images
+    budget: int = 80  # evaluations of the search for the mode
+    shown: int = 4  # images whose estimates are stored
+
+    @property
+    def methods(self) -> list[str]:
+        """Those with weights; the package of BM3D is optional."""
+        return [name for name in self.weights if name != "bm3d" or find_spec("bm3d")]
+
+
+_QUICK = {name: weights[:1] for name, weights in WEIGHTS.items()} | {"map": (0.35, 0.5)}
+
+
+@experiment(
+    "asim.posterior-mean",
+    paper="Asim et al. 2020; Efron 2011",
+    shows="Fig. 2 at one noise level, with the posterior's mean beside its mode",
+    profiles={
+        "quick": Settings(data="photos", weights=_QUICK, images=2, tuned_on=1, budget=10, shown=1),
+        "laptop": Settings(weights=WEIGHTS),
+    },
+    tolerances={"*psnr": 0.03},
+)
+def posterior_mean(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Denoises crops of photographs by a flow's posterior mean, by its mode, by the exact Gaussian, by BM3D and TV.
+
+    Arrays by method: psnr, ssim, evaluations and recovered; noisy psnr, photograph (the number of each crop's), truth.
+    """
+    methods = settings.methods
+    choices = context.map(_choose, methods, "weights")
+    chosen = {name: choice.metrics["weight"] for name, choice in zip(methods, choices, strict=True)}
+    arrays = gather(context.map(_solve, list(chosen.items()), "searches"), method=methods)
+    truth = settings.truth(context)
+    noisy = problems.denoising(context, truth, settings.std)[1]
+    photo = data.load(settings.data, "test", settings.size).photo
+    means = arrays["psnr"].values.mean(1).round(3).tolist()
+    return {"chosen": chosen, "mean psnr": dict(zip(methods, means, strict=True))}, arrays | {
+        "noisy psnr": named(evaluate.psnr(noisy, truth).numpy(), image=len(truth)),
+        "photograph": named(np.asarray(photo)[: len(truth)], image=len(truth)),
+        "noisy": shared.pictures(noisy[: settings.shown]),
+        "truth": shared.pictures(truth[: settings.shown]),
+    }
+
+
+def _choose(settings: Settings, part: Part, method: str) -> tuple[dict, dict]:
+    weights = settings.weights[method]
+    truth = settings.truth(part, "validation", settings.tuned_on)
+    problem, y = problems.denoising(part, truth, settings.std, "validation")
+    best, _ = problems.choose(part, weights, lambda w: _estimate(settings, part, problem, y, method, w), truth)
+    return {"weight": weights[best]}, {}
+
+
+def _solve(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
+    truth = settings.truth(part)
+    problem, y = problems.denoising(part, truth, settings.std)
+    found = part.count(_estimate(settings, part, problem, y, *item))
+    scores = {"psnr": evaluate.psnr(found.x, truth), "ssim": evaluate.ssim(found.x, truth)}
+    return {}, shared.by_image(scores | {"evaluations": found.evaluations}) | {
+        "recovered": shared.pictures(found.x[: settings.shown])
+    }
+
+
+def _estimate(settings: Settings, part: Part, problem: Any, y: Tensor, method: str, weight: float) -> recover.Result:
+    if method == "tv":
+        return recover.tv(problem.operator, y, weight * settings.std, max_iterations=TV_ITERATIONS)
+    if method == "bm3d":
+        return recover.bm3d(y, weight * settings.std)
+    if method == "tweedie":
+        noisy = shared.prior(part, settings.noisy_flow)
+        x = torch.cat([sample.tweedie(noisy, some, settings.std) for some in y.split(24)])
+        return problems.closed_form(x, evaluations=1)
+    exact = shared.prior(part, settings.gaussian)
+    gaussian = (exact.weight.double(), exact.mean.view(exact.shape))
+    if method == "gaussian":
+        return recover.gaussian_map(problem.operator, y, *gaussian, settings.std)
+    flow = shared.prior(part, settings.flow)
+    return recover.flow_map(flow, problem, y, weight, gaussian=gaussian, max_evaluations=settings.budget)
