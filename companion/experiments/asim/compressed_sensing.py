@@ -105,11 +105,11 @@ _PHOTOS = Settings(
     budget=200,
     classical_iterations=1000,
     tuned_on=24,
-    learned_on=12,
+    learned_on=8,
     gammas=(0.0, 0.01),
     restarts=(2,),
     gaussian="gaussian-photos32",
-    betas=(1.0, 3.0, 10.0, 30.0),
+    betas=(0.3, 1.0, 3.0, 10.0),
 )
 _MNIST = Settings(
     data="mnist",

@@ -54,7 +54,7 @@ class Settings:
 
     families: tuple[Family, ...]
     images: int = 12  # held-out images of each family, reported on
-    tuned_on: int = 6  # validation images, on which every weight is chosen
+    tuned_on: int = 4  # validation images, on which every weight is chosen
     budget: int  # evaluations for one image, the same for every network
     restarts: int = 2  # random starts among which GAN and VAE divide that budget
     shown: int = 3  # images whose estimates are stored
@@ -116,7 +116,7 @@ _FLOWERS = Family(data="flowers", size=64, priors={"glow": "glow-flowers64"}, we
     shows="Fig. 2, 10, 11",
     profiles={
         "quick": Settings(families=(_QUICK,), images=2, tuned_on=1, budget=15, restarts=1, shown=1),
-        "laptop": Settings(families=_LAPTOP, budget=120),
+        "laptop": Settings(families=_LAPTOP, budget=100),
         "paper": Settings(families=(_FLOWERS,), budget=400),
     },
 )

@@ -25,7 +25,7 @@ class Settings(shared.OnImages):
 
     prior: str = "glow-photos32"
     measurements: tuple[int, ...]  # numbers m, with √E‖δ‖² = 0.1
-    budget: int = 400  # evaluations for one image, the same for every solver
+    budget: int = 300  # evaluations for one image, the same for every solver
     batch: int = 6  # images in one joint tensor of the published scheme
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1)  # of Adam; the best on validation images is taken
     tuned_on: int = 3  # validation images
