@@ -19,8 +19,8 @@ def test_digits_are_scikit_learns() -> None:
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_photos_are_varied_and_the_same_each_time(size: int) -> None:
-    for split, least in (("train", 4000), ("validation", 24), ("test", 48)):
-        first, second = data.load("photos", split, size), data.load("photos", split, size)
+    for name, split, least in (("photos", "train", 4000), ("photos", "validation", 24), ("china-coffee", "test", 48)):
+        first, second = data.load(name, split, size), data.load(name, split, size)
         assert first.shape == (3, size, size) and len(first) >= least and first.labels is None
         assert torch.equal(first.images, second.images)
         deviation = first.images.double().var((2, 3), correction=0).mean(1).sqrt() / 255
@@ -62,8 +62,8 @@ def places(crop: Tensor, photograph: Tensor) -> list[tuple[int, int]]:
     return [(r, c) for r, c in candidates if torch.equal(photograph[:, r : r + 64, c : c + 64], crop)]
 
 
-def test_photos_test_crops_are_spread_over_both_photographs_without_overlap() -> None:
-    crops = data.load("photos", "test", 64).images
+def test_china_coffee_crops_are_spread_over_both_photographs_without_overlap() -> None:
+    crops = data.load("china-coffee", "test", 64).images
     photographs = [_photos._read(name) for name in ("china.jpg", "coffee.png")]
     found = [[(k, *place) for k, photo in enumerate(photographs) for place in places(crop, photo)] for crop in crops]
     assert all(len(where) == 1 for where in found)
@@ -77,18 +77,18 @@ def test_photos_test_crops_are_spread_over_both_photographs_without_overlap() ->
         assert rows.max() - rows.min() >= photo.shape[1] / 3 and columns.max() - columns.min() >= photo.shape[2] / 3
 
 
-def test_photos_of_size_32_are_averages_of_those_of_size_64() -> None:
-    small, large = data.load("photos", "test", 32), data.load("photos", "test", 64)
+def test_china_coffee_of_size_32_is_the_average_of_size_64() -> None:
+    small, large = data.load("china-coffee", "test", 32), data.load("china-coffee", "test", 64)
     average = torch.nn.functional.avg_pool2d(large.images.double(), 2)
     assert (small.images.double() - average).abs().max() <= 0.5
 
 
 def test_photos_of_each_split_know_their_photographs() -> None:
-    for split, number in (("train", 7), ("validation", 1), ("test", 2)):
+    for split, number in (("train", 7), ("validation", 1), ("test", 24)):
         images = data.load("photos", split)
         assert images.photo.unique().tolist() == list(range(number)) and images.photo.shape == (len(images),)
-    assert data.load("photos", "test").photo[:6].tolist() == [0, 1] * 3
-    assert torch.equal(data.load("china-coffee", "test").images, data.load("photos", "test").images)
+    assert data.load("china-coffee", "test").photo[:6].tolist() == [0, 1] * 3
+    assert torch.equal(data.load("kodak", "test").images, data.load("photos", "test").images)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
