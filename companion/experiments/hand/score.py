@@ -65,7 +65,7 @@ def tightened(flow: priors.Flow, x: Tensor, draws: int, seed: int) -> Tensor:
     from below in expectation, the closer the larger k is (Burda et al. 2016, theorem 1, with uniform proposals).
     """
     assert flow.pixels is not None
-    draw = _support.generator(seed)
+    draw = _support.generator(seed, "dequantisation")
     log_density = torch.stack([flow.log_prob(flow.pixels.dequantise(x, draw)) for _ in range(draws)])
     log_mean = log_density.logcumsumexp(0) - torch.arange(1, draws + 1).log().to(x)[:, None]
     return torch.stack([flow.pixels.bits_per_dim(row, flow.latent_dim) for row in log_mean])
