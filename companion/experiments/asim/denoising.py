@@ -79,9 +79,9 @@ _PHOTOS, _DIGITS = ({kind: f"{kind}-{data}" for kind in ("glow", "gan", "vae")} 
 _GENERATORS = {"gan": (0.1, 1.0, 10.0, 100.0), "vae": (0.1, 1.0, 10.0, 100.0)}
 _FEW = ((0.0, 40.0), (2.0,), (2.0,), (2.0,), (1.0,), (1.0,), (1.0, 2.0), (1.0,))
 _PHOTO_WEIGHTS = {
-    "glow": (0.0, 20.0, 40.0, 80.0, 160.0),
-    "glow squared": (0.5, 1.0, 2.0, 4.0, 8.0),
-    "glow from noisy": (0.5, 1.0, 2.0, 4.0, 8.0),
+    "glow": (0.0, 20.0, 40.0, 80.0),
+    "glow squared": (1.0, 2.0, 4.0),
+    "glow from noisy": (1.0, 2.0, 4.0),
     "glow likelihood": (0.5, 1.0, 2.0, 4.0),
     **_GENERATORS,
     "tv": (0.5, 1.0, 1.5, 2.0, 3.0),
@@ -104,7 +104,7 @@ _FLOWER_WEIGHTS = {
 }
 _QUICK = Family(data="photos", size=32, priors=_PHOTOS, stds=(0.1,), weights=dict(zip(METHODS, _FEW, strict=True)))
 _LAPTOP = (
-    Family(data="photographs", size=32, priors=_PHOTOS, weights=_PHOTO_WEIGHTS, long_budget=300),
+    Family(data="photographs", size=32, priors=_PHOTOS, weights=_PHOTO_WEIGHTS, long_budget=200),
     Family(data="mnist", size=28, priors=_DIGITS, stds=(0.1, 0.2), weights=_DIGIT_WEIGHTS, swept=False),
 )
 _FLOWERS = Family(data="flowers", size=64, priors={"glow": "glow-flowers64"}, weights=_FLOWER_WEIGHTS)

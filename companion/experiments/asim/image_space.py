@@ -56,7 +56,7 @@ class Search:
     shows="Fig. 58-61",
     profiles={
         "quick": Settings(data="photos", images=2, budget=20, noisy_m=614, **_TINY),
-        "laptop": Settings(budget=100, noisy_m=1229),
+        "laptop": Settings(budget=80, noisy_m=1229),
         "paper": Settings(
             **shared.FLOWERS,
             budget=600,

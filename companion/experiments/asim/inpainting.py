@@ -30,13 +30,13 @@ class Settings(shared.OnImages):
     """Sizes of the comparison; the priors, trained on the same images, are (kind, checkpoint), the flow's first."""
 
     priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
-    budget: int = 120  # evaluations for one image, the same for every model
+    budget: int = 80  # evaluations for one image, the same for every model
     iterations: int = 2000  # of total variation, each some hundred times cheaper than an evaluation of a model
     gammas: tuple[float, ...] = (0.0, 0.01, 0.1, 1.0)  # weights of ‖z‖, for the flow and the generators
     weights: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03)  # of total variation
     tuned_on: int = 4  # validation images on which γ and the weight are chosen, for every method and mask
     # numbers of evaluations at which the progress of each search is stored
-    points: tuple[int, ...] = (1, 10, 20, 30, 40, 50, 60, 80, 100, 120)
+    points: tuple[int, ...] = (1, 10, 20, 30, 40, 50, 60, 80)
     fills: int = 8  # random starts of each image for the spread of the answers
     spread_images: int = 4
     spread_masks: tuple[str, ...] = ("centre", "left")

@@ -43,9 +43,9 @@ class Settings:
     shown: int = 7  # which of them is stored as a picture
     scored: int = 48  # images whose density is computed; the recovered ones are the first of them
     shares: tuple[float, ...] = (0.1, 0.2, 0.4)  # measurements m as shares of the pixels n
-    budget: int = 300  # evaluations for one image, the same for flow and generators (all restarts together)
+    budget: int = 200  # evaluations for one image, the same for flow and generators (all restarts together)
     iterations: int = 2000  # of the classical methods at most, each far cheaper than an evaluation of a network
-    restarts: int = 3  # of the generators' searches
+    restarts: int = 2  # of the generators' searches
     tuned_on: int = 8  # images of the flow's own validation split on which classical weights are chosen, for every m
     weights: tuple[float, ...] = (0.001, 0.01, 0.1)  # from which they are chosen
 

@@ -51,7 +51,7 @@ _TINY: dict[str, Any] = {
     shows="Fig. 17, 18 right, 20",
     profiles={
         "quick": Settings(measurements=(307,), tuned_at=307, looks=(10,), **_TINY),
-        "laptop": Settings(measurements=(307, 614, 1229), tuned_at=614),
+        "laptop": Settings(measurements=(307, 1229), tuned_at=307),
         "paper": Settings(
             **shared.FLOWERS,
             budget=600,
