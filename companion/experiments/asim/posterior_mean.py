@@ -21,7 +21,7 @@ TV_ITERATIONS = 2000
 # from which validation images choose: β of "map"; multiples of σ for "tv" and "bm3d"; the others have nothing to choose
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "tweedie": (1.0,),
-    "map": (0.2, 0.35, 0.5, 0.7, 1.0),
+    "map": (0.05, 0.1, 0.2, 0.35, 0.5, 1.0),
     "gaussian": (1.0,),
     "bm3d": (0.8, 0.9, 1.0, 1.1, 1.25),
     "tv": (0.5, 0.75, 1.0, 1.5),
