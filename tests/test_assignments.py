@@ -33,9 +33,8 @@ def lost(notebook: dict[str, Any], task: grading.Assignment) -> set[str]:
     """Questions of which a test fails: run here, since a process for each mistake would mostly import torch."""
     space: dict[str, Any] = {}
     for cell in notebook["cells"]:
-        if (
-            cell["cell_type"] == "code" and "companion" not in cell["metadata"]
-        ):  # the grader leaves copied tests out, too
+        # neither copied tests, as in the grader, nor figures of open questions: minutes, mistake after mistake
+        if cell["cell_type"] == "code" and "companion" not in cell["metadata"]:
             exec(source(cell), space)
     failed = set()
     for question in task.questions:
@@ -57,6 +56,7 @@ def test_marks_of_solution_and_untouched_file(name: str, tmp_path: Path) -> None
     full = {question.name: None if question.manual else question.points for question in task.questions}
     nothing = {question: None if points is None else 0 for question, points in full.items()}
     assert [record["marks"] for record in records] == [full, nothing]
+    assert not [remark for remark in records[0]["remarks"] if "code cell" in remark]  # the figures are drawn, too
 
 
 @pytest.mark.slow
@@ -84,3 +84,4 @@ def test_student_file_holds_no_solution(name: str) -> None:
     assert not {line for line in taken & student if len(line) > 20}
     assert all(old not in "\n".join(student) for found in mistakes(name).values() for old, _ in found)
     assert not any("SOLUTION" in line or "HIDDEN" in line or "Rubric" in line for line in student)
+    assert not any("answer" in cell["metadata"].get("companion", {}) for cell in task.student["cells"])
