@@ -1,8 +1,7 @@
 """The tests of an assignment as an archive for otter-grader, or for a grader of one's own.
 
 Each question that tests mark is a file in otter-grader's exception-based format, whose cases run the very sources that
-`companion.grading.grade` runs. otter-grader is not needed to make the archive, which has the same bytes
-whenever it is made.
+`companion.grading.grade` runs. Made again, it has the same bytes, and making it needs no otter-grader.
 """
 
 import io
