@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch = command(data, "fetch", _fetch, "download and check a data set, or find it")
     fetch.add_argument("name", metavar="NAME", help="a data set, as companion data list shows it")
 
-    assign = command(commands, "assign", _assign, "make the students' notebooks of assignments, and the solved ones")
+    assign = command(
+        commands, "assign", _assign, "make of assignments the students' notebooks, the solved ones, the tests"
+    )
     assign.add_argument("names", nargs="*", metavar="NAME", help="assignments (default: all)")
     assign.add_argument("--out", type=_folder, default=Path("dist/assignments"), help="default: ./dist/assignments")
 
@@ -224,10 +226,13 @@ def _assign(options: argparse.Namespace) -> None:
     from companion._support import atomic
 
     for task in map(grading.load, options.names or grading.names()):
+        made = {"autograder.zip": grading.archive(task)}
         for kind, notebook in (("student", task.student), ("solution", task.solution)):
-            path = options.out / f"{task.name}-{kind}.ipynb"
+            made[f"{kind}.ipynb"] = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+        for name, content in made.items():
+            path = options.out / f"{task.name}-{name}"
             with atomic(path) as part:
-                part.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                part.write_bytes(content)
             _print(str(path))
 
 

@@ -140,7 +140,7 @@ def test_address_is_that_of_the_book(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     )
     (tmp_path / "_config.yml").write_text(text)
     monkeypatch.setattr(master, "_BOOK", tmp_path / "_config.yml")
-    assert master._repository() == yaml.safe_load(text)["repository"]["url"] != ""
+    assert master.repository() == yaml.safe_load(text)["repository"]["url"] != ""
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ MATHJAX = (
     "output/chtml/fonts/tex.js",
 )
 WITH_FONTS = MATHJAX[-2:]
+# For a page beside which the scripts lie.
+MATHJAX_SETTINGS = {
+    "loader": {"load": [name.removesuffix(".js") for name in MATHJAX[1:-1]]}
+}
 IMAGE = re.compile(r"<img\b[^>]*>")
 DATA_URI = re.compile(r'src="data:image/([a-z]+)[^,"]*;base64,([^"]+)"')
 ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:+before,?)+)\{content:"\\([0-9a-f]+)"\}')

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from light_pages import MATHJAX, copy_mathjax
+from light_pages import MATHJAX_SETTINGS, copy_mathjax
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from nbformat import NotebookNode
@@ -183,13 +183,10 @@ def deck(title: str, chapters: list[NotebookNode]) -> str:
     names = "\n".join(f"1. {sections(chapter)[0].title}" for chapter in chapters)
     slides = [slide(title, [rendered(names)], "part")]
     slides += [one for chapter in chapters for one in chapter_slides(chapter)]
-    config = json.dumps(
-        {"loader": {"load": [name.removesuffix(".js") for name in MATHJAX[1:-1]]}}
-    )
     page = (Path(__file__).with_name("slides.html")).read_text(encoding="utf-8")
     for name, value in {
         "TITLE": html.escape(title),
-        "MATHJAX": config,
+        "MATHJAX": json.dumps(MATHJAX_SETTINGS),
         "SLIDES": "\n".join(slides),
     }.items():
         page = page.replace(f"%{name}%", value)

@@ -78,7 +78,7 @@ def load(assignment: str | Path) -> Assignment:
     memory = _support.count("memory_mb", int(config.get("memory_mb", 8192)))
     first = next((k for k, cell in enumerate(student) if cell["cell_type"] == "code"), len(student))
     for cells in (student, solution):
-        cells.insert(first, _install(_repository()))
+        cells.insert(first, _install(repository()))
     whole = {key: value for key, value in master.items() if key != "cells"}
     versions = [{**whole, "cells": cells} for cells in (student, solution)]
     return Assignment(folder.resolve().name, _support.sha256(path), seconds, memory, questions, *versions)
@@ -95,7 +95,7 @@ def source(cell: dict[str, Any]) -> str:
     return text if isinstance(text, str) else "".join(text)
 
 
-def _repository() -> str:
+def repository() -> str:
     """The repository's address in the book's configuration; empty where that names none."""
     found = re.search(r'^  url: "(.+)"', _BOOK.read_text(encoding="utf-8"), re.MULTILINE) if _BOOK.is_file() else None
     return found[1] if found else ""
@@ -155,7 +155,8 @@ def _place(
             student.append(clean)
             solution.append(clean)
     elif "SOLUTION" in inside:
-        solution.append(clean)
+        named = {"companion": {"answer": questions[-1].name}} if questions and questions[-1].manual else {}
+        solution.append({**clean, "metadata": named})
         prompt = _prompt(text) if cell["cell_type"] == "code" else "*Your answer here.*"
         student.append({**clean, "source": prompt})
     else:
