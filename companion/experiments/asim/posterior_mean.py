@@ -18,10 +18,11 @@ from companion.experiments import Context, Part, experiment, gather, named, prob
 
 TV_ITERATIONS = 2000
 
-# from which validation images choose: β of "map"; multiples of σ for "tv" and "bm3d"; the others have nothing to choose
+# from which validation images choose: β of the two MAP searches; multiples of σ for "tv" and "bm3d"; the others have nothing to choose
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "tweedie": (1.0,),
     "map": (0.05, 0.1, 0.2, 0.35, 0.5, 1.0),
+    "map over x": (0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
     "gaussian": (1.0,),
     "bm3d": (0.8, 0.9, 1.0, 1.1, 1.25),
     "tv": (0.75, 1.0, 1.5, 2.0, 3.0),
@@ -32,14 +33,14 @@ WEIGHTS: Mapping[str, tuple[float, ...]] = {
 class Settings(shared.OnImages):
     """Sizes of the comparison."""
 
-    flow: str = "glow-photos32"  # of clean photographs, for "map"
+    flow: str = "glow-photos32"  # of clean photographs, for the searches
     noisy_flow: str = "glow-photos32-noisy"  # of noisy ones, for "tweedie"
     gaussian: str = "gaussian-photos32"  # of clean ones
     std: float = 0.1  # of the noise: the level that the noisy flow was trained at
     images: int = 72  # three crops of each photograph
     weights: Mapping[str, tuple[float, ...]]
     tuned_on: int = 12  # validation images
-    budget: int = 80  # evaluations of the search for the mode
+    budget: int = 100  # evaluations of a search for the mode
     shown: int = 4  # images whose estimates are stored
 
     @property
@@ -48,7 +49,7 @@ class Settings(shared.OnImages):
         return [name for name in self.weights if name != "bm3d" or find_spec("bm3d")]
 
 
-_QUICK = {name: weights[:1] for name, weights in WEIGHTS.items()} | {"map": (0.35, 0.5)}
+_QUICK = {name: weights[:1] for name, weights in WEIGHTS.items()} | {"map": (0.35, 0.5), "map over x": (1.0,)}
 
 
 @experiment(
@@ -114,4 +115,5 @@ def _estimate(settings: Settings, part: Part, problem: Any, y: Tensor, method: s
     if method == "gaussian":
         return recover.gaussian_map(problem.operator, y, *gaussian, settings.std)
     flow = shared.prior(part, settings.flow)
-    return recover.flow_map(flow, problem, y, weight, gaussian=gaussian, max_evaluations=settings.budget)
+    options: dict[str, Any] = {"gaussian": gaussian, "max_evaluations": settings.budget}
+    return recover.flow_map(flow, problem, y, weight, space="x" if method == "map over x" else "z", **options)
