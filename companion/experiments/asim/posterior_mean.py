@@ -18,7 +18,7 @@ from companion.experiments import Context, Part, experiment, gather, named, prob
 
 TV_ITERATIONS = 2000
 
-# from which validation images choose: β of the two MAP searches; multiples of σ for "tv" and "bm3d"; the others have nothing to choose
+# from which validation images choose: β of the two searches for the mode; multiples of σ for "tv" and "bm3d"
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "tweedie": (1.0,),
     "map": (0.05, 0.1, 0.2, 0.35, 0.5, 1.0),
