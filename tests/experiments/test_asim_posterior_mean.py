@@ -1,0 +1,55 @@
+"""Denoising by the posterior's mean: Tweedie's formula against a closed form, and where weights are chosen."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from companion import evaluate, experiments, priors, recover
+from companion.experiments import problems, registry, shared
+from companion.experiments.asim import posterior_mean
+from companion.experiments.parts import Part
+
+QUICK = registry.get("asim.posterior-mean").settings["quick"]
+PART = Part(torch.device("cpu"), 0)
+
+
+def test_tweedie_of_a_gaussian_is_its_posterior_mean(monkeypatch):
+    """With p = N(μ, C), the density of noisy images is N(μ, C + σ² I), and E[x | y] = μ + C (C + σ² I)⁻¹ (y − μ)."""
+    source = torch.Generator().manual_seed(0)
+    root, mean = torch.randn(48, 48, generator=source).double() / 20, torch.rand(48, generator=source).double()
+    cov = root @ root.mT
+    blurred = cov + QUICK.std**2 * torch.eye(48, dtype=torch.float64)
+    flow = priors.Linear(torch.linalg.cholesky(blurred), mean, (3, 4, 4))
+    monkeypatch.setattr(shared, "prior", lambda part, name: {QUICK.noisy_flow: flow}[name])
+    problem, y = problems.denoising(PART, torch.rand(30, 3, 4, 4, generator=source).double(), QUICK.std)  # over one slice
+    found = posterior_mean._estimate(QUICK, PART, problem, y, "tweedie", 1.0)
+    known = recover.gaussian_map(problem.operator, y, root, mean.view(3, 4, 4), QUICK.std).x
+    by_hand = mean.numpy() + (y.flatten(1) - mean).numpy() @ np.linalg.solve(blurred.numpy(), cov.numpy())
+    np.testing.assert_allclose(found.x.flatten(1), by_hand, rtol=1e-6)
+    np.testing.assert_allclose(found.x, known, rtol=1e-6)
+    assert found.evaluations.tolist() == [1] * 30
+
+
+def test_weights_are_chosen_on_validation_images_and_their_own_noise(monkeypatch):
+    seen, drawn = [], []
+    load, noise = shared.images, problems.denoising
+    monkeypatch.setattr(shared, "images", lambda *a, **k: seen.append(a[2]) or load(*a, **k))
+    monkeypatch.setattr(problems, "denoising", lambda *a: drawn.append(a[3:]) or noise(*a))
+    weights = (0.05, 1.0, 20.0)
+    few = replace(QUICK, weights={"tv": weights}, tuned_on=2)
+    chosen = posterior_mean._choose(few, PART, "tv")[0]["weight"]
+    assert seen == ["validation"] and drawn == [("validation",)]
+    truth = load(PART, few.data, "validation", 2, few.size, spread=True)
+    problem, y = noise(PART, truth, few.std, "validation")
+    scores = [evaluate.psnr(recover.tv(problem.operator, y, w * few.std).x, truth).mean() for w in weights]
+    assert chosen == weights[int(np.argmax(scores))] == 1.0
+
+
+@pytest.mark.parametrize("name", ["psnr", "ssim", "evaluations", "recovered"])
+def test_the_stored_result_has_a_row_for_each_method_and_each_photograph_once(name):
+    run = experiments.load("asim.posterior-mean", "quick")
+    assert {"tweedie", "map", "gaussian", "tv"} <= set(run.axes(name)["method"]) <= set(posterior_mean.WEIGHTS)
+    assert len(set(run.take("photograph").tolist())) == QUICK.images  # the first crops are one of each photograph
+    assert (run.take("evaluations", method="tweedie") == 1).all()
