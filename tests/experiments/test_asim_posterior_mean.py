@@ -23,7 +23,8 @@ def test_tweedie_of_a_gaussian_is_its_posterior_mean(monkeypatch):
     blurred = cov + QUICK.std**2 * torch.eye(48, dtype=torch.float64)
     flow = priors.Linear(torch.linalg.cholesky(blurred), mean, (3, 4, 4))
     monkeypatch.setattr(shared, "prior", lambda part, name: {QUICK.noisy_flow: flow}[name])
-    problem, y = problems.denoising(PART, torch.rand(30, 3, 4, 4, generator=source).double(), QUICK.std)  # over one slice
+    truth = torch.rand(30, 3, 4, 4, generator=source).double()  # more than one slice of 24
+    problem, y = problems.denoising(PART, truth, QUICK.std)
     found = posterior_mean._estimate(QUICK, PART, problem, y, "tweedie", 1.0)
     known = recover.gaussian_map(problem.operator, y, root, mean.view(3, 4, 4), QUICK.std).x
     by_hand = mean.numpy() + (y.flatten(1) - mean).numpy() @ np.linalg.solve(blurred.numpy(), cov.numpy())
