@@ -47,7 +47,7 @@ def test_test_score_quick_profile():
 def test_tightened_bound_of_many_draws_is_the_mean_density():
     flow = priors.Glow(shape=(1, 8, 8), levels=1, steps=1, width=4, bits=4).double()
     x = data.load("digits")[:2].double()
-    draw = _support.generator(3)
+    draw = _support.generator(3, "dequantisation")
     densities = [flow.log_prob(flow.pixels.dequantise(x, draw)) for _ in range(5)]
     expected = torch.logsumexp(torch.stack(densities), 0) - math.log(5)
     expected = -(expected - 64 * math.log(15)) / (64 * math.log(2))
