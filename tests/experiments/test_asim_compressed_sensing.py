@@ -18,9 +18,8 @@ pytestmark = pytest.mark.slow
 
 SHAPE = (3, 32, 32)
 PART = Part(torch.device("cpu"), 0)
-TINY = replace(
-    cs._tiny(cs.Settings(), 80, 160), budget=12, seeds=2, restarts=(1, 3), weights=(0.003, 3.0), classical=("tv",)
-)
+SMALL = cs._tiny(cs.Settings(data="photos"), 80, 160)
+TINY = replace(SMALL, budget=12, seeds=2, restarts=(1, 3), weights=(0.003, 3.0), classical=("tv",))
 
 
 def compare(settings, folder):
@@ -97,7 +96,8 @@ def test_digits_and_a_killed_run(tmp_path):
     digits = replace(cs._MNIST, data="digits")
     settings = replace(cs._tiny(digits, 100), budget=30, weights=(0.03,), classical=("lasso-pixel",), pictures=0)
     metrics, arrays = compare(settings, tmp_path)
-    assert arrays["psnr"].axes["method"] == ["glow", "lasso-pixel", "gan", "vae", "vae-glow"] and metrics["n"] == 784
+    methods = ["glow", "gaussian", "lasso-pixel", "gan", "vae", "vae-glow"]
+    assert arrays["psnr"].axes["method"] == methods and metrics["n"] == 784
     assert take("evaluations", arrays["evaluations"], {"method": "vae-glow"}).max() <= 30
     assert metrics["chosen"]["glow"][0] in ({"gamma": 0.0}, {"gamma": 0.1})
     assert "recovered" not in arrays and "truth" not in arrays  # for images that may not be shown
