@@ -17,6 +17,7 @@ class Settings:
     """Sizes of the comparison; the priors are (kind, checkpoint), the flow's first."""
 
     priors: tuple[tuple[str, str], ...] = (("glow", "glow-photos32"), ("gan", "gan-photos32"), ("vae", "vae-photos32"))
+    gaussian: str = "gaussian-photos32"  # of the covariance of the same training images; "" for none
     sets: tuple[str, ...] = ("photographs", "satellite", "textures", "text")  # from near to far of the training images
     images: int = 12  # of each set
     budget: int = 400  # evaluations for one image, the same for all priors
@@ -41,7 +42,9 @@ _FLOWERS = (("glow", "glow-flowers64"),)
     profiles={
         "quick": _QUICK,
         "laptop": _LAPTOP,
-        "paper": replace(_LAPTOP, priors=_FLOWERS, sets=("flowers", *_LAPTOP.sets), budget=600, iterations=5000),
+        "paper": replace(
+            _LAPTOP, priors=_FLOWERS, gaussian="", sets=("flowers", *_LAPTOP.sets), budget=600, iterations=5000
+        ),
     },
 )
 def foreign_inpainting(settings: Settings, context: Context) -> tuple[dict, dict]:
@@ -80,7 +83,7 @@ def _choose(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
 
 
 def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
-    """All methods on the images of one set: the flow from z = 0 and generators with restarts, γ = 0, and TV."""
+    """All methods on the images of one set: flow from z = 0 and generators with restarts, γ = 0; Gaussian; TV."""
     name, weight = item
     truth, operator, hidden, y = _observed(settings, part, name, settings.images)
     flow, *generators = settings.priors
@@ -90,6 +93,10 @@ def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict
         found[kind] = problems.restarted(part, prior, operator, y, restarts=settings.restarts, budget=settings.budget)
     for result in found.values():
         part.count(result)
+    if settings.gaussian:
+        exact = shared.prior(part, settings.gaussian)
+        mean, noise = exact.mean.view(exact.shape), problems.NOISE_NORM / operator.output_shape[0] ** 0.5
+        found["gaussian"] = recover.gaussian_map(operator, y, exact.weight, mean, noise)
     found["tv"] = recover.tv(operator, y, weight=weight, max_iterations=settings.iterations)
 
     x = torch.stack([result.x for result in found.values()])
