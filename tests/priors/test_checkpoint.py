@@ -245,3 +245,7 @@ def test_a_kill_while_writing_leaves_the_old_file_whole(stored, moment):
 def test_files_are_the_same_byte_for_byte_when_their_content_is(tmp_path):
     first = priors.save(tiny(), tmp_path / "a.safetensors", CARD).read_bytes()
     assert priors.save(tiny(), tmp_path / "b.safetensors", CARD).read_bytes() == first
+
+
+def test_all_stored_checkpoints_together_stay_below_60_megabytes():
+    assert 0 < sum(path.stat().st_size for path in (_support.store() / "checkpoints").iterdir()) < 60e6
