@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from companion import experiments, measure, recover
+from companion import evaluate, experiments, measure, recover
 from companion.energy import Energy, SquaredMisfit
 from companion.experiments.asim import solvers
 
@@ -64,6 +64,15 @@ def test_the_published_scheme_minimises_but_an_image_depends_on_its_batch_mates(
     assert (alone["psnr"][:, 0] - together["psnr"][:, 0]).abs().max() > 0.05
     ours = [recover.minimise(e, torch.zeros(len(e), 20, dtype=torch.float64)) for e in (energy.select([0]), energy)]
     torch.testing.assert_close(ours[0].z[0], ours[1].z[0], rtol=0, atol=1e-9)
+
+
+def test_the_published_scheme_may_stop_early_and_is_looked_at_where_it_stopped(linear):
+    prior, operator, truth = linear
+    energy = Energy(prior, SquaredMisfit(operator, operator(truth)))
+    looks = (1, 5, 10**6)
+    run = solvers.joint_lbfgs(energy, truth, steps=200, learning_rate=1.0, looks=looks)
+    assert len(run["psnr"]) < 200 * solvers.INNER and len(run["x"]) == len(looks)
+    torch.testing.assert_close(evaluate.psnr(run["x"][-1], truth), run["psnr"][-1])
 
 
 def test_starts_are_what_they_are_called(starts):

@@ -84,7 +84,7 @@ def joint_lbfgs(
     iterations a step, no line search, and the tolerances of the published code's version of torch.
 
     Returns psnr, energy and length, [evaluations, batch], of the point that each evaluation was spent on, and x, the
-    images at `looks` evaluations, [looks, batch, C, H, W].
+    images at `looks` evaluations, [looks, batch, C, H, W]; the last ones again where the scheme stopped before.
     """
     z = truth.new_zeros(len(energy), *energy.variable_shape).requires_grad_()
     options: dict[str, Any] = {"max_iter": INNER, "max_eval": 25, "tolerance_grad": 1e-5, "tolerance_change": 1e-9}
@@ -106,6 +106,8 @@ def joint_lbfgs(
 
     for _ in range(steps):
         optimiser.step(closure)
+    if missed := len(looks) - len(trace["x"]):
+        trace["x"] += [energy.at(z.detach()).x.detach().cpu()] * missed
     return {name: torch.stack(values) for name, values in trace.items() if values}
 
 
