@@ -24,6 +24,7 @@ def companion(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_run_stores_a_result_and_list_shows_it(tmp_path):
     done = companion("run", "test.tiny", "--profile", "quick", "--out", tmp_path, "--seed", 2, "--device", "cpu")
     assert done.returncode == 0, done.stderr
@@ -36,6 +37,7 @@ def test_run_stores_a_result_and_list_shows_it(tmp_path):
     assert entry["profiles"] == ["quick", "laptop"]
 
 
+@pytest.mark.slow
 def test_a_reader_who_has_gone_is_no_failure(tmp_path):
     read, write = os.pipe()
     os.close(read)
@@ -45,6 +47,7 @@ def test_a_reader_who_has_gone_is_no_failure(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_a_terminal_without_an_experiments_letters_shows_their_codes(tmp_path):
     listed, plain = (companion("list", "--out", tmp_path, PYTHONIOENCODING=code) for code in ("utf-8", "ascii"))
     assert plain.returncode == 0, plain.stderr
@@ -163,6 +166,7 @@ def test_interrupt_exits_130_and_the_next_run_resumes(tiny, monkeypatch, capsys,
     assert log.read_text().split()[4:] == ["m=4", "m=8", "m=16"]
 
 
+@pytest.mark.slow
 def test_real_interrupt_signal_exits_130_cleanly(tmp_path):
     code = (
         "import os, signal, sys, tiny_experiment; from companion import cli, experiments;"

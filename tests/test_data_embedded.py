@@ -17,6 +17,7 @@ def test_digits_are_scikit_learns() -> None:
     assert torch.cat([part.labels for part in parts]).tolist() == load_digits().target.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 64])
 def test_photos_are_varied_and_the_same_each_time(size: int) -> None:
     for name, split, least in (("photos", "train", 4000), ("photos", "validation", 24), ("china-coffee", "test", 48)):
@@ -83,6 +84,7 @@ def test_china_coffee_of_size_32_is_the_average_of_size_64() -> None:
     assert (small.images.double() - average).abs().max() <= 0.5
 
 
+@pytest.mark.slow
 def test_photos_of_each_split_know_their_photographs() -> None:
     for split, number in (("train", 7), ("validation", 1), ("test", 24)):
         images = data.load("photos", split)

@@ -159,6 +159,7 @@ def write_photographs(file: Path, splits: list[str]) -> list[np.ndarray]:
     return pictures
 
 
+@pytest.mark.slow
 def test_photographs_are_cut_by_split_and_trained_on_with_the_embedded_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_processes_of_the_tests_use_one_thread_each() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
+@pytest.mark.slow
 def test_long_files_are_run_first(tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")

@@ -211,6 +211,7 @@ def _write(path, content, times):
             part.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_one_file_leave_one_of_their_contents(tmp_path):
     path, contents = tmp_path / "file", [letter * 200_000 for letter in (b"a", b"b")]
     context = multiprocessing.get_context("spawn")
@@ -233,6 +234,7 @@ def test_digests_are_of_all_parts_in_a_row(tmp_path):
     assert _support.sha256(*parts) == hashlib.sha256(expected).hexdigest()
 
 
+@pytest.mark.slow
 def test_no_import_changes_the_allocator_and_a_call_does_unless_glibcs_variables_are_set():
     modules = "data, energy, evaluate, experiments, measure, priors, recover, show, cli"
     code = f"""

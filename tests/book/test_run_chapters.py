@@ -57,6 +57,7 @@ def test_code_hash_sees_cell_borders_but_not_prose() -> None:
     assert run_chapters.code_hash(one) == run_chapters.code_hash(prose)
 
 
+@pytest.mark.slow
 def test_a_run_stores_outputs_and_record_and_is_not_repeated(tmp_path: Path, store: Path) -> None:
     code = "import os; name = 'asim.denoising'; print(os.environ['COMPANION_PROFILE'], os.getcwd().endswith('book'))"
     (tmp_path / "book").mkdir()
@@ -85,6 +86,7 @@ def test_a_run_stores_outputs_and_record_and_is_not_repeated(tmp_path: Path, sto
     assert "top to bottom" in run_chapters.why_stale(notebook, "quick", store)
 
 
+@pytest.mark.slow
 def test_a_failing_chapter_is_left_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path / "bad.ipynb", "print('first')", "1 / 0")
     before = path.read_bytes()

@@ -29,6 +29,7 @@ def small_site(folder: Path, extra: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", site_checks.CHECKS, ids=lambda check: check.__name__)
 def test_site(check: site_checks.Callable[[Path], list[str]], site: Path) -> None:
     assert check(site) == []

@@ -46,6 +46,7 @@ def test_page_shows_text_code_outputs_and_pictures_and_names_no_other_host() -> 
     assert [script.get("src") for script in soup.find_all("script") if script.get("src")] == ["mathjax/startup.js"]
 
 
+@pytest.mark.slow
 def test_a_page_is_made_again_when_its_solution_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     task = SimpleNamespace(solution=nbformat.v4.new_notebook(cells=[new_code_cell("a = 1")]))

@@ -129,6 +129,7 @@ def test_nothing_leaks_into_the_site(root: Path, tmp_path: Path) -> None:
         assert any(words in path.read_text() for path in files if path.name == name and "html" in path.parts), name
 
 
+@pytest.mark.slow
 def test_nothing_of_the_chapters_solutions_is_in_the_built_edition(root: Path) -> None:
     site = root / "_build" / "without-solutions" / "_build" / "html"
     if not (site / "index.html").is_file():

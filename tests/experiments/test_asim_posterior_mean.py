@@ -33,6 +33,7 @@ def test_tweedie_of_a_gaussian_is_its_posterior_mean(monkeypatch):
     assert found.evaluations.tolist() == [1] * 30
 
 
+@pytest.mark.slow
 def test_weights_are_chosen_on_validation_images_and_their_own_noise(monkeypatch):
     seen, drawn = [], []
     load, noise = shared.images, problems.denoising

@@ -21,6 +21,7 @@ def test_typicality_quick_profile():
         assert result.arrays[f"{kind} examples"].shape[:2] == (len(names), 3)
 
 
+@pytest.mark.slow
 def test_families_are_what_their_names_say():
     flow = priors.load("glow-photos32")
     shown = families(flow, ("photos",), 3, seed=0)

@@ -37,6 +37,7 @@ def test_is_the_packages_result_and_gains_decibels(channels):
     assert torch.allclose(result.energy, (result.x - noisy).square().flatten(1).sum(1))
 
 
+@pytest.mark.slow
 @needs_package
 def test_no_image_depends_on_its_neighbours_and_float64_stays():
     _, noisy = noisy_photographs(1, 0.1)

@@ -260,6 +260,7 @@ def test_an_image_says_why_it_stopped_where_the_budget_allows_no_other_start(met
     assert result.reason == ["energy or gradient not finite at z0"] * 2 and not result.converged.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", recover.METHODS)
 @pytest.mark.parametrize("scale", [1e-9, 2.0**-30, 1e9])
 def test_the_scale_of_the_energy_changes_nothing(method, scale):
@@ -272,6 +273,7 @@ def test_the_scale_of_the_energy_changes_nothing(method, scale):
     assert scaled.converged.tolist() == plain.converged.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("offset", [0.0, 3.0])
 def test_the_floating_point_minimum_of_a_quadratic_is_one(seed, offset):

@@ -92,6 +92,7 @@ class _Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [70, 130])  # steps: in the warm-up, and while recording
 def test_a_killed_run_goes_on_to_the_same_chains(tmp_path, monkeypatch, after):
     case, z0 = LinearGaussian.of(), normal(2, 2, 3, seed=3)

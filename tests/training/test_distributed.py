@@ -99,6 +99,7 @@ def pair(tmp_path_factory):
     return folder, [torch.load(folder / f"answers{rank}") for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(pair):
     _, answers = pair
     alone, curve = train(SHARED, flow=model(torch.float64))
