@@ -225,6 +225,7 @@ def test_help_and_import_load_nothing_heavy():
     assert python(code).splitlines()[-1].strip() == "heavy:"
 
 
+@pytest.mark.slow
 def test_import_takes_at_most_300_ms_beyond_torch():
     code = "import time, torch; start = time.perf_counter(); import companion; print(time.perf_counter() - start)"
     # One of three will do: a busy machine slows an import, nothing speeds one up.

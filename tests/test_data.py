@@ -142,6 +142,7 @@ def test_idx_files_are_read_where_they_are(
     assert [file.parent for file in data.fetch(name)] == [root / name] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "header", "row"),
     [
@@ -203,6 +204,7 @@ def test_damaged_idx_files_are_named(damage: bytes, tmp_path: Path, monkeypatch:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["text", "cut", "columns", "size"])
 def test_damaged_zips_are_named(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))

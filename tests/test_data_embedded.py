@@ -28,6 +28,7 @@ def test_photos_are_varied_and_the_same_each_time(size: int) -> None:
         assert deviation.min() > 0.8 * _photos.FLAT
 
 
+@pytest.mark.slow
 def test_photos_of_a_split_come_from_photographs_of_their_own() -> None:
     groups = [{*_photos._VARIED, *_photos._UNIFORM}, {*_photos._VALIDATION}, {*_photos._TEST}]
     assert len(set.union(*groups)) == sum(map(len, groups))

@@ -174,6 +174,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_cell_costs_no_marks(marks: Any, kind: str) -> None:
     cell, remark = HOSTILE[kind]
@@ -248,6 +249,7 @@ def test_no_network(marks: Any) -> None:
     assert "code cell 2: OSError" in remarks
 
 
+@pytest.mark.slow
 def test_what_a_student_starts_is_killed(marks: Any, tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     left = (

@@ -103,6 +103,7 @@ def test_make_lists_its_targets() -> None:
     assert re.findall(r"^make (\w+)", make(), re.MULTILINE) == [t for t in targets if t != "help"]
 
 
+@pytest.mark.slow
 def test_processes_of_the_tests_use_one_thread_each() -> None:
     shown = make("--dry-run", "--assume-old=.venv/.installed", "check")
     (start,) = re.findall(r"^(.*) -m pytest ", shown, re.MULTILINE)
@@ -166,6 +167,7 @@ def test_readme_explains_the_variables_of_make() -> None:
     assert sorted(named) == sorted(re.findall(r"^(\w+) +\?=", MAKEFILE, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     example = re.search(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})

@@ -490,6 +490,7 @@ def test_explore_refuses_what_does_not_fit(change, says):
         show.explore(given.pop("frames"), given.pop("values"), **given)
 
 
+@pytest.mark.slow
 def test_ten_frames_of_images_stay_well_below_a_megabyte(monkeypatch):
     rng = np.random.default_rng(0)
 

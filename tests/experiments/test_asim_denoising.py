@@ -116,6 +116,7 @@ def derivative(function, at, way):
     return (gradient * way).flatten(1).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", latent_norms.ANSWERS)
 def test_moves_follow_the_derivative_of_the_flow(flow, answer):
     part, few = Part(torch.device("cpu"), 0), replace(MOVES, images=3, distances=(1e-4, 1e-2))

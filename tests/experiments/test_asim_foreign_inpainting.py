@@ -22,6 +22,7 @@ def found(tmp_path_factory):
     return foreign.foreign_inpainting(TINY, context)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY.sets)
 @pytest.mark.parametrize("method", ["glow", "gan", "vae", "tv"])
 def test_scores_are_those_of_the_stored_pictures(found, name, method):

@@ -115,6 +115,7 @@ def killed_writing(stem, kind, moment):
     os.waitpid(child, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(1, 6))
 @pytest.mark.parametrize("second", range(1, 7))
 def test_a_kill_at_any_moment_leaves_a_whole_pair_and_the_next_write_leaves_no_other_file(tmp_path, first, second):

@@ -35,6 +35,7 @@ def mixture(placements, values):
     return np.log(density)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placements", [[()], [(1,)], [(0, 2)], [(0,), (1,), (2,), (0, 2)]])
 def test_the_density_is_that_of_drawings_in_one_of_the_placements(placements):
     noise = measure.FlowNoise(

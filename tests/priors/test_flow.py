@@ -251,6 +251,7 @@ def test_a_blown_up_unbounded_convolution_is_never_passed_over_in_silence(conv1x
 # --- the report on numerical health
 
 
+@pytest.mark.slow
 def test_check_of_a_sound_flow_is_silent_and_right():
     flow = tiny().requires_grad_(False)
     x = rand(2, 1, 4, 4)

@@ -47,6 +47,7 @@ def test_no_image_depends_on_its_neighbours_and_float64_stays():
     assert torch.equal(bm3d(noisy[1:], 0.1).x[0], together[1])
 
 
+@pytest.mark.slow
 @needs_package
 def test_images_without_noise_in_a_colour_difference_come_back_as_they_are():
     _, noisy = noisy_photographs(1, 0.1, batch=1, side=12)

@@ -106,6 +106,7 @@ def test_a_region_without_density_is_never_entered_and_refusals_are_counted():
         sample.mala(half, torch.tensor([[[1.0], [-1.0]]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["mala", "hmc", "pcn"])
 def test_steps_are_adapted_to_the_acceptance_image_by_image(sampler):
     target = {"mala": Hamiltonian(1), "hmc": Hamiltonian(5), "pcn": CrankNicolson()}[sampler].target

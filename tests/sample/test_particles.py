@@ -31,6 +31,7 @@ class Absolute(Operator):
         return x.abs()
 
 
+@pytest.mark.slow
 def test_smc_keeps_both_modes_and_a_chain_does_not():
     """y = |z| + δ in one dimension; the evidence by quadrature."""
     std, y = 0.1, torch.tensor([[1.2]], dtype=torch.float64)

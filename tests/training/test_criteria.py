@@ -42,6 +42,7 @@ def weight_norm() -> tuple[Prior, Criterion, torch.Tensor]:
     return flow, WeightNormLikelihood(0.1), images(12, (1, 4, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [adversarial, elbo, points, weight_norm])
 def test_a_killed_training_ends_as_an_unbroken_one(make, tmp_path, monkeypatch):
     model, criterion, data = make()

@@ -111,12 +111,14 @@ def test_two_processes_end_with_the_weights_of_one(pair):
             torch.testing.assert_close(answer["flow"][name], value, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_both_processes_hold_the_same_weights_bit_for_bit(pair):
     _, (first, second) = pair
     for run in ("flow", "again", "gan"):
         assert all(torch.equal(first[run][k], second[run][k]) for k in first[run])
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_writes(pair):
     folder, (first, second) = pair
     written = sorted(p.name for p in folder.iterdir() if "answers" not in p.name)
@@ -125,6 +127,7 @@ def test_the_first_process_alone_writes(pair):
     assert first["value"] == second["value"] == "made by 0"
 
 
+@pytest.mark.slow
 def test_one_process_continues_what_two_began(pair):
     folder, answers = pair
     assert read_tensors(folder / "run0.training")[1]["progress"]["step"] == SHARED.steps
@@ -132,22 +135,26 @@ def test_one_process_continues_what_two_began(pair):
     assert all(torch.equal(answers[0]["flow"][k], v) for k, v in flow.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_nan_on_one_process_stops_both(pair):
     for answer in pair[1]:
         assert answer["NaN"].startswith("step 0: the loss is nan")
         assert answer["tiny batch"] == "batch_size: got 1; allowed: at least 2, the processes"
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_process_stops_both(pair):
     for answer in pair[1]:
         assert answer["failed"] == "KeyError('on process 0')"
         assert answer["unwritable"].startswith("FileExistsError")
 
 
+@pytest.mark.slow
 def test_means_run_over_both_processes(pair):
     assert pair[1][0]["mean"] == pair[1][1]["mean"] == 1.5
 
 
+@pytest.mark.slow
 def test_a_recipe_joins_the_processes_that_a_launcher_started(pair):
     folder, answers = pair
     assert [a["recipe"] for a in answers] == [str(folder / "small.safetensors")] * 2
