@@ -60,6 +60,12 @@ def prior(part: Part, name: str) -> Any:
     return loaded
 
 
+def stored_gaussian(part: Part, name: str) -> tuple[Tensor, Tensor]:
+    """Factor, [n, k], in float64, and mean, [C, H, W], of a Gaussian among the checkpoints."""
+    exact = prior(part, name)
+    return exact.weight.double(), exact.mean.view(exact.shape)
+
+
 @lru_cache(maxsize=4)
 def _prior(name: str, device: torch.device) -> tuple[Any, frozenset]:
     with _reads.recording() as read:

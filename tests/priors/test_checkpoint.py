@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from companion import _support, priors, training
 from companion.priors.bijections import ActNorm, Chain
 from companion.priors.checkpoint import read_tensors, write_tensors
+from companion.training.recipes import RECIPES
 
 CARD = {"data": "none", "test score": 1.25}
 
@@ -247,5 +248,8 @@ def test_files_are_the_same_byte_for_byte_when_their_content_is(tmp_path):
     assert priors.save(tiny(), tmp_path / "b.safetensors", CARD).read_bytes() == first
 
 
-def test_all_stored_checkpoints_together_stay_below_60_megabytes():
-    assert 0 < sum(path.stat().st_size for path in (_support.store() / "checkpoints").iterdir()) < 60e6
+def test_stored_checkpoints_stay_below_60_megabytes_and_trained_ones_below_6():
+    sizes = {path.stem: path.stat().st_size for path in (_support.store() / "checkpoints").glob("*.safetensors")}
+    trained = sizes.keys() & RECIPES.keys()
+    assert len(trained) >= 12 and max(sizes[name] for name in trained) < 6e6
+    assert sum(sizes.values()) < 60e6

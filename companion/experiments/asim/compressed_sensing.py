@@ -271,12 +271,11 @@ def _solve(
         fitted = problems.gaussian(settings.data, settings.size, part.device, option["floor"])
         return recover.gaussian_map(operator, y, *fitted, problem.noise.std)
     if method in ("gaussian", "glow-map"):
-        exact = shared.prior(part, settings.gaussian)
-        factor, mean = exact.weight.double(), exact.mean.view(exact.shape)
+        gaussian = shared.stored_gaussian(part, settings.gaussian)
         if method == "gaussian":
-            return recover.gaussian_map(operator, y, factor, mean, problem.noise.std)
+            return recover.gaussian_map(operator, y, *gaussian, problem.noise.std)
         flow = shared.prior(part, settings.priors["glow"])
-        return recover.flow_map(flow, problem, y, gaussian=(factor, mean), max_evaluations=budget, **option)
+        return recover.flow_map(flow, problem, y, gaussian=gaussian, max_evaluations=budget, **option)
     if method == "glow":
         return recover.flow_latent(
             shared.prior(part, settings.priors["glow"]), operator, y, max_evaluations=budget, **option

@@ -64,18 +64,18 @@ def foreign_inpainting(settings: Settings, context: Context) -> tuple[dict, dict
 
 def _observed(
     settings: Settings, part: Part, name: str, number: int, split: str = "test"
-) -> tuple[Tensor, measure.Mask, Tensor, Tensor]:
-    """Images of a set, the centre's mask, which pixels it hides, and measurements with the paper's √E‖δ‖² = 0.1."""
+) -> tuple[Tensor, measure.Mask, measure.GaussianNoise, Tensor, Tensor]:
+    """Images of a set, the centre's mask, the paper's √E‖δ‖² = 0.1, which pixels the mask hides, and measurements."""
     shape = shared.prior(part, settings.priors[0][1]).shape
     truth, mask = image_set(name, number, shape, split).to(part.device), measure.masks.centre(shape).to(part.device)
     operator = measure.Mask(mask)
     noise = measure.GaussianNoise.of_norm(problems.NOISE_NORM, operator.output_shape[0])
-    return truth, operator, ~mask, measure.Problem(operator, noise).observe(truth, shared.seed_of(part, split))
+    return truth, operator, noise, ~mask, measure.Problem(operator, noise).observe(truth, shared.seed_of(part, split))
 
 
 def _choose(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
     """The weight of total variation with the best mean PSNR over the hidden pixels of validation images."""
-    truth, operator, hidden, y = _observed(settings, part, name, settings.tuned_on, "validation")
+    truth, operator, _, hidden, y = _observed(settings, part, name, settings.tuned_on, "validation")
     solve = partial(recover.tv, operator, y, max_iterations=settings.iterations)
     score = partial(evaluate.psnr, where=hidden)
     best, _ = problems.choose(part, settings.weights, lambda weight: solve(weight=weight), truth, score)
@@ -85,7 +85,7 @@ def _choose(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
 def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
     """All methods on the images of one set: flow from z = 0 and generators with restarts, γ = 0; Gaussian; TV."""
     name, weight = item
-    truth, operator, hidden, y = _observed(settings, part, name, settings.images)
+    truth, operator, noise, hidden, y = _observed(settings, part, name, settings.images)
     flow, *generators = settings.priors
     found = {"glow": recover.flow_latent(shared.prior(part, flow[1]), operator, y, max_evaluations=settings.budget)}
     for kind, checkpoint in generators:
@@ -94,9 +94,8 @@ def _fill(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict
     for result in found.values():
         part.count(result)
     if settings.gaussian:
-        exact = shared.prior(part, settings.gaussian)
-        mean, noise = exact.mean.view(exact.shape), problems.NOISE_NORM / operator.output_shape[0] ** 0.5
-        found["gaussian"] = recover.gaussian_map(operator, y, exact.weight, mean, noise)
+        gaussian = shared.stored_gaussian(part, settings.gaussian)
+        found["gaussian"] = recover.gaussian_map(operator, y, *gaussian, noise.std)
     found["tv"] = recover.tv(operator, y, weight=weight, max_iterations=settings.iterations)
 
     x = torch.stack([result.x for result in found.values()])

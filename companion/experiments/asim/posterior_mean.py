@@ -110,8 +110,7 @@ def _estimate(settings: Settings, part: Part, problem: Any, y: Tensor, method: s
         noisy = shared.prior(part, settings.noisy_flow)
         x = torch.cat([sample.tweedie(noisy, some, settings.std) for some in y.split(24)])
         return problems.closed_form(x, evaluations=1)
-    exact = shared.prior(part, settings.gaussian)
-    gaussian = (exact.weight.double(), exact.mean.view(exact.shape))
+    gaussian = shared.stored_gaussian(part, settings.gaussian)
     if method == "gaussian":
         return recover.gaussian_map(problem.operator, y, *gaussian, settings.std)
     flow = shared.prior(part, settings.flow)
