@@ -89,8 +89,8 @@ check: lint
 	@$(PYTEST) tests companion -m 'not slow and not browser' --durations=10 --durations-min=3 \
 		|| { echo "make: a test failed (see above)." >&2; exit 1; }
 
-test: lint
-	@$(MAKE) --no-print-directory _build/.site $(COPY)/_build/.site
+test: .venv/.installed
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) lint _build/.site $(COPY)/_build/.site # side by side; none uses two cores
 	@echo "Running the tests, every chapter and the site checks (pytest, $(JOBS) processes) ..."
 	@$(PYTEST) tests companion book --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=book/_tools/nbval-sanitize.cfg --ignore-glob='*/.ipynb_checkpoints/*' \
 		|| { echo "make: a test failed (see above). Stale chapters are run again by: make chapters" >&2; exit 1; }

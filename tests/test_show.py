@@ -312,7 +312,7 @@ def test_new_names_bring_their_colour():
     assert fig.axes[0].texts[0].get_color() == "#123456"
 
 
-def stored(pending="", **settings):
+def stored(**settings):
     origin = SimpleNamespace(
         profile="laptop",
         seed=3,
@@ -322,7 +322,7 @@ def stored(pending="", **settings):
         device="GPU X",
         date="2020-01-02",
     )
-    return SimpleNamespace(provenance=origin, pending=pending)
+    return SimpleNamespace(provenance=origin)
 
 
 def test_caption_names_profile_images_seeds_and_budget():
@@ -336,8 +336,6 @@ def test_caption_names_profile_images_seeds_and_budget():
     assert "5 images" in show.caption(stored(images=16), images=5)
     assert "3 draws, budget 400 evaluations an image;" in show.caption(stored(seeds=3, budget=400))
     assert "1 draw," in show.caption(stored(seeds=1))
-    waiting = SimpleNamespace(provenance=stored().provenance, pending="made with other streams")
-    assert show.caption(waiting).endswith(". Pending a new run: made with other streams.")
 
 
 def test_style_leaves_no_trace():

@@ -6,7 +6,6 @@ Chapters find the profile in the environment variable COMPANION_PROFILE.
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -67,7 +66,6 @@ def stored_hashes(notebook: NotebookNode, store: Path = STORE) -> dict[str, str]
     """SHA-256 of each stored file that the chapter's code names, by path below `store`.
 
     Of an experiment's results these are the ones of the best profile stored, which ``experiments.load(name)`` reads.
-    That a result is listed as pending, which its captions say, counts as a part of its file.
     """
     names = {
         match[2]
@@ -82,22 +80,10 @@ def stored_hashes(notebook: NotebookNode, store: Path = STORE) -> dict[str, str]
             if stored
             else []
         )
-    listing = store / "results" / "pending.json"
-    pending = (
-        json.loads(listing.read_text(encoding="utf-8"))
-        if listing.is_file()
-        else {"results": []}
-    )
-    found = {}
-    for path in sorted(p for p in files if p.is_file()):
-        waits = (
-            path.suffix == ".json"
-            and f"{path.parent.name}/{path.stem}" in pending["results"]
-        )
-        found[path.relative_to(store).as_posix()] = (
-            sha256(path, pending["why"]) if waits else sha256(path)
-        )
-    return found
+    return {
+        path.relative_to(store).as_posix(): sha256(path)
+        for path in sorted(p for p in files if p.is_file())
+    }
 
 
 def why_stale(notebook: NotebookNode, profile: str, store: Path = STORE) -> str:

@@ -39,7 +39,7 @@ Folder = str | Path | None
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A stored result: its numbers, where they come from, and why it waits for another run (`pending`), if it does."""
+    """A stored result: its numbers, and where they come from."""
 
     name: str
     profile: str
@@ -48,7 +48,6 @@ class Result:
     provenance: Provenance
     layout: dict[str, Axes]  # names and labels of the axes of arrays
     sha256: str  # of the result's content
-    pending: str
 
     def axes(self, name: str) -> Axes:
         """Axes of an array in order, each with its labels; ValueError where there is no such array with named axes."""
@@ -182,14 +181,12 @@ def _verified(out: Folder, part: Part, name: str) -> tuple[dict, dict]:
 
 
 def state(name: str, profile: str, out: Folder = None) -> str:
-    """ "current", "verified", "pending", "stale" or "damaged: why", as :mod:`companion.experiments.states` has them."""
+    """ "current", "verified", "stale" or "damaged: why", as :mod:`companion.experiments.states` has them."""
     try:
         result = load(name, profile, out)
     except files.DamagedFile as error:
         return f"damaged: {error}"
     entry, origin = get(name), result.provenance
-    if result.pending:
-        return "pending"
     if fingerprint.changed(origin.reads) or origin.settings != settings_dict(entry.settings[profile]):
         return "stale"
     code = fingerprint.code(entry.function.__module__)
@@ -233,10 +230,7 @@ def load(name: str, profile: str | None = None, out: Folder = None) -> Result:
         provenance = _provenance(document, name, profile, out)
     except files.DamagedFile as error:
         raise files.DamagedFile(f"{error}; remake it: {_remake(name, profile, out)}") from None
-    pending = states.pending(name, profile) if out is None else ""
-    return Result(
-        name, profile, document["metrics"], arrays, provenance, files.axes(document), document["sha256"], pending
-    )
+    return Result(name, profile, document["metrics"], arrays, provenance, files.axes(document), document["sha256"])
 
 
 def describe(name: str, out: Folder = None) -> dict[str, Any]:

@@ -5,8 +5,6 @@ current
 verified
     The code has changed, but both its old and its new form gave the stored numbers of the quick profile
     (:func:`companion.experiments.verify`).
-pending
-    It is listed, with a reason, as waiting for another run (``results/pending.json`` in the store).
 stale
     None of these: the code gives other quick numbers or has not been asked, a file has changed, or the settings have.
 """
@@ -19,16 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from companion._support import atomic, store
+from companion._support import atomic
 
 TOLERANCE = 0.01
-
-
-def pending(name: str, profile: str) -> str:
-    """Why a result of the book's own store waits for another run; empty where it does not."""
-    listing = store() / "results" / "pending.json"
-    listed = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {"results": []}
-    return listed["why"] if f"{name}/{profile}" in listed["results"] else ""
 
 
 def same_numbers(folder: Path, quick: str) -> set[str]:

@@ -241,8 +241,7 @@ def caption(result: Any, *, images: Any = None, seeds: Any = None, budget: Any =
         facts.append(f"budget {budget} evaluations an image" if isinstance(budget, int) else f"budget {budget}")
     elif origin.evaluations:
         facts.append(f"{origin.evaluations:,} forward evaluations")
-    waits = f" Pending a new run: {result.pending}." if result.pending else ""
-    return f"Stored run: {', '.join(facts)}; {_duration(origin.wall_seconds)} on {origin.device}, {origin.date}.{waits}"
+    return f"Stored run: {', '.join(facts)}; {_duration(origin.wall_seconds)} on {origin.device}, {origin.date}."
 
 
 def _duration(seconds: float) -> str:

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Without a sandbox it also runs as root in a container; the pages it opens are our own files.
 FLAGS = ["--no-sandbox", "--disable-quic", "--disable-dev-shm-usage", "--disable-gpu"]
-PHONE = {"width": 360, "height": 740}
-DESK = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 360, "height": 740}
+DESK: ViewportSize = {"width": 1280, "height": 900}
 PATIENCE = 120_000  # milliseconds; a busy machine is no fault of the page
 
 
@@ -138,12 +138,17 @@ def readable_in_both_modes(seen: Visit) -> list[str]:
     return faults
 
 
+def resize(page: Page, size: ViewportSize) -> None:
+    """Give the window a size, unless it has it: a long page is laid out anew each time, for half a second."""
+    if page.viewport_size != size:
+        page.set_viewport_size(size)
+        page.wait_for_timeout(100)  # scripts that follow the window's width
+
+
 def fits_a_phone(seen: Visit) -> list[str]:
     """At a width of 360 px the page does not scroll sideways."""
-    seen.page.set_viewport_size(PHONE)
-    seen.page.wait_for_timeout(50)
+    resize(seen.page, PHONE)
     width = seen.page.evaluate("() => document.documentElement.scrollWidth")
-    seen.page.set_viewport_size(DESK)
     return [f"{width} px wide on a phone of {PHONE['width']} px"] if width > PHONE["width"] + 1 else []
 
 
@@ -157,21 +162,20 @@ FADES = """boxes => boxes.map(e => [e.tagName + ' ' + e.textContent.trim().slice
 
 def wide_things_say_so(seen: Visit) -> list[str]:
     """On a phone, a formula, table or code that goes on beyond the edge fades there, and no more at its end."""
-    seen.page.set_viewport_size(PHONE)
-    seen.page.wait_for_timeout(200)
+    resize(seen.page, PHONE)
     boxes = seen.page.evaluate_handle(WIDE)
     seen.page.wait_for_timeout(100)
     start = boxes.evaluate(FADES)
     boxes.evaluate("boxes => boxes.forEach(e => { e.scrollLeft = e.scrollWidth })")
     seen.page.wait_for_timeout(100)
     end = boxes.evaluate(FADES)
-    seen.page.set_viewport_size(DESK)
     faults = [f"does not show that it goes on: {name}" for name, masked, size in start if not masked or size == "0rem"]
     return faults + [f"still fades at its end: {name}" for name, masked, size in end if masked and size != "0rem"]
 
 
 def code_fits_the_desk(seen: Visit) -> list[str]:
     """At 1,280 pixels no code or printed text scrolls sideways."""
+    resize(seen.page, DESK)
     wide = """() => [...document.querySelectorAll('article pre')].filter(e => e.scrollWidth > e.clientWidth + 1)
         .map(e => e.textContent.trim().slice(0, 60))"""
     return [f"scrolls sideways: {text!r}" for text in seen.page.evaluate(wide)]
@@ -183,7 +187,7 @@ CHECKS: list[Callable[[Visit], list[str]]] = [
     formulas_set,
     sliders_work,
     readable_in_both_modes,
+    code_fits_the_desk,
     fits_a_phone,
     wide_things_say_so,
-    code_fits_the_desk,
 ]

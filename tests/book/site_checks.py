@@ -25,6 +25,12 @@ def soup(page: Path) -> BeautifulSoup:
     return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
 
 
+@cache
+def anchors(page: Path) -> set[str]:
+    """The ids of a page's elements."""
+    return {found["id"] for found in soup(page).find_all(id=True)}
+
+
 def html_pages(site: Path) -> list[Path]:
     """All pages of the site; those under _static belong to the theme."""
     return sorted(p for p in site.rglob("*.html") if "_static" not in p.relative_to(site).parts)
@@ -69,7 +75,7 @@ def links_lead_somewhere(site: Path) -> list[str]:
             target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
             if not target.is_file():
                 faults.append(f"{page.relative_to(site)}: no page for the link {link['href']}")
-            elif parts.fragment and target.suffix == ".html" and not soup(target).find(id=unquote(parts.fragment)):
+            elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in anchors(target):
                 faults.append(f"{page.relative_to(site)}: no anchor for the link {link['href']}")
     return faults
 

@@ -125,16 +125,6 @@ def test_folders_of_the_machinery_hold_no_chapters(tmp_path: Path) -> None:
     assert run_chapters.chapters(tmp_path) == [tmp_path / "part1" / "one.ipynb"]
 
 
-def test_a_result_that_waits_for_another_run_counts_as_changed(store: Path) -> None:
-    notebook = new_notebook(cells=[new_code_cell("load('asim.denoising')")])
-    before = run_chapters.stored_hashes(notebook, store)
-    listing = store / "results" / "pending.json"
-    listing.write_text(json.dumps({"why": "old random streams", "results": ["asim.other/quick"]}))
-    assert run_chapters.stored_hashes(notebook, store) == before
-    listing.write_text(json.dumps({"why": "old random streams", "results": ["asim.denoising/quick"]}))
-    assert run_chapters.stored_hashes(notebook, store) != before
-
-
 @pytest.mark.slow
 def test_chapters_run_side_by_side_with_one_thread_each(tmp_path: Path) -> None:
     # Each waits for the other's file: one after the other, the first would wait in vain.

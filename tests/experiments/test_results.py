@@ -14,7 +14,7 @@ import torch
 
 from companion import experiments
 from companion._support import generator
-from companion.experiments import fingerprint, results, states, store
+from companion.experiments import fingerprint, states, store
 from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import check_outcome
@@ -233,17 +233,6 @@ def test_other_settings_and_changed_files_are_stale(tmp_path, monkeypatch):
     experiments.run("test.tiny", out=tmp_path)
     monkeypatch.setattr(fingerprint, "changed", lambda read: ["checkpoints/flow.safetensors"])
     assert states_of(tmp_path) == {"quick": "stale"}
-
-
-def test_pending_results_say_why(tmp_path, monkeypatch):
-    for module in (results, states):
-        monkeypatch.setattr(module, "store", lambda: tmp_path)
-    experiments.run("test.tiny", out=tmp_path / "results")
-    assert experiments.load("test.tiny").pending == "" and states_of(None) == {"quick": "current"}
-    listed = {"why": "made with the old random streams", "results": ["test.tiny/quick"]}
-    (tmp_path / "results" / "pending.json").write_text(json.dumps(listed))
-    assert experiments.load("test.tiny").pending == listed["why"] and states_of(None) == {"quick": "pending"}
-    assert experiments.load("test.tiny", out=tmp_path / "results").pending == ""
 
 
 class Numbers:
