@@ -121,10 +121,11 @@ def _check(model: Prior, validation: Tensor | None, schedule: Schedule) -> None:
 
 def _take_weights(model: Prior, start: str | Path) -> None:
     given = averaged(start)
-    try:
-        model.load_state_dict(given.state_dict())
-    except RuntimeError:
+    # Weights that fit are not enough: a squeeze or a map of pixels has none, and makes another function of the same.
+    (theirs, own) = ((type(each), each.config | {"seed": None}) for each in (given, model))
+    if theirs != own:
         raise ValueError(
             f"start: got a {type(given).__name__} with {given.config}; allowed: the model's own architecture, "
             f"{model.config}"
-        ) from None
+        )
+    model.load_state_dict(given.state_dict())

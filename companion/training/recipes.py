@@ -58,6 +58,7 @@ _ANY_PHOTO = ("flip", "turn", "colours", "brightness")
 _NIGHT: Changes = dict(average=0.9995, precision="mixed", checkpoint_every=500, validate_every=1000)
 
 _GLOW_28 = partial(Glow, shape=(1, 28, 28), levels=2)
+_SMOOTH_28 = partial(_GLOW_28, squeeze="haar")
 _GLOW_32 = partial(Glow, shape=(3, 32, 32), levels=3)
 _GLOW_64 = partial(Glow, shape=(3, 64, 64), levels=4)
 _VAE_28 = partial(VAE, shape=(1, 28, 28), latent_dim=20)
@@ -139,9 +140,9 @@ RECIPES: dict[str, Recipe] = {
     "glow-photos64": Recipe("photos", 64, Likelihood, _GLOW_64, _PHOTOS_64, _GLOW_PHOTOS_64),
     "glow-flowers64": Recipe("flowers", 64, Likelihood, _GLOW_64, _PHOTOS_64, _GLOW_PHOTOS_64),
     "glow-mnist": Recipe("mnist", None, Likelihood, partial(_GLOW_28, **_DRAWING), _DRAWINGS, _GLOW_MNIST),
-    # noisy drawings, so that the density is smooth: 0.1 is the noise of the chapters on MAP
-    "glow-mnist-smooth": Recipe("mnist", None, SmoothedLikelihood, _GLOW_28, _DRAWINGS, _GLOW_MNIST),
-    "glow-mnist-smooth05": Recipe("mnist", None, partial(SmoothedLikelihood, 0.05), _GLOW_28, _DRAWINGS, _GLOW_MNIST),
+    # noisy drawings, so that the density is smooth: 0.1 is the noise of the chapters on MAP, 0.05 of the one on two images
+    "glow-mnist-smooth": Recipe("mnist", None, SmoothedLikelihood, _SMOOTH_28, _DRAWINGS, _GLOW_MNIST),
+    "glow-mnist-smooth05": Recipe("mnist", None, partial(SmoothedLikelihood, 0.05), _SMOOTH_28, _DRAWINGS, _GLOW_MNIST),
     "realnvp-mnist": Recipe("mnist", None, WeightNorm, RealNVP, replace(_DRAWINGS, steps=4000), _REALNVP),
     "vae-mnist": Recipe("mnist", None, Elbo, _VAE_28, _VAE, _VAE_MNIST),
     "vae-photos32": Recipe("photographs", 32, Elbo, _VAE_32, replace(_VAE, augment=("flip",)), _VAE_PHOTOS, "photos"),
