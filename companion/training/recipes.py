@@ -140,7 +140,7 @@ RECIPES: dict[str, Recipe] = {
     "glow-photos64": Recipe("photos", 64, Likelihood, _GLOW_64, _PHOTOS_64, _GLOW_PHOTOS_64),
     "glow-flowers64": Recipe("flowers", 64, Likelihood, _GLOW_64, _PHOTOS_64, _GLOW_PHOTOS_64),
     "glow-mnist": Recipe("mnist", None, Likelihood, partial(_GLOW_28, **_DRAWING), _DRAWINGS, _GLOW_MNIST),
-    # noisy drawings, so that the density is smooth: 0.1 is the noise of the chapters on MAP, 0.05 of the one on two images
+    # noisy drawings, for a smooth density: 0.1 is the noise of the chapters on MAP, 0.05 that of the one on two images
     "glow-mnist-smooth": Recipe("mnist", None, SmoothedLikelihood, _SMOOTH_28, _DRAWINGS, _GLOW_MNIST),
     "glow-mnist-smooth05": Recipe("mnist", None, partial(SmoothedLikelihood, 0.05), _SMOOTH_28, _DRAWINGS, _GLOW_MNIST),
     "realnvp-mnist": Recipe("mnist", None, WeightNorm, RealNVP, replace(_DRAWINGS, steps=4000), _REALNVP),
