@@ -36,15 +36,42 @@ def test_noise_before_the_sign_flips_as_many_bits_as_the_angle_says():
 
 
 def test_the_two_wiener_filters_are_one_least_squares_problem():
-    factor, centre, root = normal(18, 18), normal(2, 3, 3, seed=1), normal(9, 9, seed=2)
-    mean, y = normal(9, seed=3), normal(4, 2, 3, 3, seed=4)
+    factor, centre, root = normal(18, 18), normal(2, 3, 3, seed=1), normal(18, 18, seed=2)
+    mean, y = normal(18, seed=3), normal(4, 2, 3, 3, seed=4)
     found = separation.wiener(y, (factor, centre), (mean, root @ root.T))
     # y = centre / 2 + mean + (F z) / 2 + R w + floor e, with the shortest (z, w, e)
-    rows = torch.cat([factor / 2, torch.block_diag(root, root), sets.FLOOR * torch.eye(18).double()], 1)
-    latents = torch.linalg.lstsq(
-        rows, (y.flatten(1) - centre.flatten() / 2 - mean.repeat(2)).T, driver="gelsd"
-    ).solution
+    rows = torch.cat([factor / 2, root, sets.FLOOR * torch.eye(18).double()], 1)
+    latents = torch.linalg.lstsq(rows, (y.flatten(1) - centre.flatten() / 2 - mean).T, driver="gelsd").solution
     torch.testing.assert_close(found.flatten(1), centre.flatten() + (factor @ latents[:18]).T, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", separation.LAYOUTS)
+def test_the_moments_of_the_writing_are_those_of_drawn_pages(layout):
+    root, mean = normal(4, 4) / 3, normal(4, seed=1)
+    source = torch.Generator().manual_seed(2)
+    drawn = mean + torch.randn(200_000, 3, 4, generator=source).double() @ root.T
+    if layout == "unknown channel":
+        drawn *= torch.eye(3)[torch.randint(3, (len(drawn),), generator=source)][..., None]
+    found = separation.writing(mean, root @ root.T, layout)
+    torch.testing.assert_close(found[0], drawn.flatten(1).mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(found[1], torch.cov(drawn.flatten(1).T), rtol=0, atol=0.02)
+
+
+def test_the_mixture_knows_the_channel():
+    """On an unknown channel the density is that of the right one, less log 3, as the others are far less likely."""
+    quick = replace(registry.get("whang.separation").settings["quick"], digit_flows={"map": ("glow-mnist-smooth", 0.1)})
+    truth, y = separation._problem(quick, PART, "unknown channel", "test", 3)
+    delta = y - separation.HALF * truth
+    assert ((delta.abs().flatten(2).sum(2) > 0).sum(1) == 1).all()
+    flow = separation._model(quick, PART, "unknown channel", "map").noise.flow
+    mixture = separation._model(quick, PART, "unknown channel", "map").noise.log_prob(delta, torch.zeros_like(delta))
+    for row, value in zip(delta, mixture, strict=True):
+        channel = int(row.abs().flatten(1).sum(1).argmax())
+        empty = -0.5 * (row / 0.1).square() - torch.log(torch.tensor(0.1)) - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+        window = row[channel : channel + 1, 2:-2, 2:-2]
+        rest = empty.sum() - empty[channel, 2:-2, 2:-2].sum()
+        expected = float(flow.log_prob(window[None]) + rest) - float(torch.log(torch.tensor(3.0)))
+        assert float(value) == pytest.approx(expected, rel=1e-4)
 
 
 def test_first_guesses_are_near_without_noise():

@@ -38,9 +38,7 @@ _LEAPFROGS = 5
 _BATCH = 64  # of either class, in a step of "logistic"
 _GAN, _VAE = "gan-mnist", "vae-mnist"
 _RUNS = (
-    (_GAN, "as trained", 0.0),
-    (_GAN, "as trained", 1.0),
-    (_GAN, "as trained", 3.0),
+    *((_GAN, "as trained", weight) for weight in (0.0, 1.0, 3.0, 5.0, 10.0)),
     (_GAN, "theorem 2", 1.0),
     (_GAN, "logistic", 1.0),
     (_VAE, "as trained", 0.0),

@@ -2,33 +2,37 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from companion import data, evaluate, measure, recover
+from companion import _support, evaluate, measure, recover
 from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 from companion.experiments.whang import sets
 
 HALF = 0.5  # of the image, in the measurements
 EDGE = 2  # pixels of the border between 28 and 32
+# a digit on every colour channel, or a single one on a channel that no method is told
+LAYOUTS = ("every channel", "unknown channel")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of the comparison."""
 
-    data: str = "photos"
-    flow: str = "glow-photos32"
+    data: str
+    flow: str
+    gaussian: str = ""  # checkpoint of the Gaussian of the images; "" for one fitted to the training images
     digits: str = "mnist"  # whose images are the noise
-    digit_flow: str = "glow-mnist-smooth"
-    tau: float = 0.1  # standard deviation where there is no digit: what the digits' flow was smoothed by
-    # what validation images choose from: β of the flows; multiples of the noise's root mean square for "bm3d" and "tv"
+    # by method: checkpoint of the digits' flow, and the noise of its training, which is τ where there is no digit
+    digit_flows: Mapping[str, tuple[str, float]]
+    # what validation images choose from: β of the flows; γ of ‖z‖² for "asim", in units of the noise's mean square;
+    # multiples of its root for "bm3d" and "tv"
     weights: Mapping[str, tuple[float, ...]]
     closed: tuple[str, ...] = ("doubled", "wiener")  # twice the measurements; the filter with both covariances
-    images: int = 24
+    layouts: tuple[str, ...] = LAYOUTS
+    images: int
     tuned_on: int = 6
     budget: int = 120  # evaluations for one image
     shown: int = 4
@@ -39,13 +43,50 @@ class Settings:
         return [*self.closed, *self.weights]
 
 
+_FLOWS = {"map": ("glow-mnist-smooth05", 0.05), "map, smoother": ("glow-mnist-smooth", 0.1)}
+_BETAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _WEIGHTS: dict[str, tuple[float, ...]] = {
-    "known channels": (0.05, 0.1, 0.2, 0.5, 1.0),
+    "map": _BETAS,
+    "map, smoother": _BETAS,
     "asim": (0.1, 0.5, 2.0),
     "bm3d": (0.3, 0.6, 1.0),
     "tv": (0.3, 0.6, 1.0, 1.5),
 }
-_LAPTOP = Settings(weights=_WEIGHTS)
+_PHOTOGRAPHS = Settings(
+    data="photographs",
+    flow="glow-photos32",
+    gaussian="gaussian-photos32",
+    digit_flows=_FLOWS,
+    weights=_WEIGHTS,
+    images=24,  # one crop of each photograph
+)
+_TILES = replace(_PHOTOGRAPHS, data="eurosat", flow="glow-eurosat32", gaussian="", images=30)
+
+
+def _quick(settings: Settings) -> Settings:
+    few: dict[str, Any] = {"images": 1, "tuned_on": 1, "budget": 10, "shown": 1}
+    return replace(
+        settings,
+        data="photos",
+        digits="digits",
+        gaussian="gaussian-photos32",
+        weights={"map": (0.02, 0.1), "tv": (0.6,)},
+        **few,
+    )
+
+
+def _compare(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """The comparison, for each layout."""
+    grid = [(layout, method) for layout in settings.layouts for method in settings.methods]
+    weights = [choice.metrics["weight"] for choice in context.map(_choose, grid, "weights")]
+    items = [(*point, weight) for point, weight in zip(grid, weights, strict=True)]
+    arrays = gather(context.map(_solve, items, "searches"), layout=settings.layouts, method=settings.methods)
+    seen = [_problem(settings, context, layout, "test", settings.images) for layout in settings.layouts]
+    measured = torch.stack([y[: settings.shown] for _, y in seen])
+    return {"chosen": {f"{layout}: {method}": weight for layout, method, weight in items}}, arrays | {
+        "truth": shared.pictures(seen[0][0][: settings.shown]),
+        "measured": shared.pictures(measured, layout=settings.layouts, picture=measured.shape[1]),
+    }
 
 
 @experiment(
@@ -53,108 +94,122 @@ _LAPTOP = Settings(weights=_WEIGHTS)
     paper="Whang et al. 2021",
     shows="Fig. 1, 6, 10a in kind",
     profiles={
-        "quick": replace(
-            _LAPTOP,
-            digits="digits",
-            weights={"known channels": (0.1,), "tv": (0.6,)},
-            closed=("doubled",),
-            images=1,
-            tuned_on=1,
-            budget=10,
-            shown=1,
-        ),
-        "laptop": replace(_LAPTOP, data="eurosat", flow="glow-eurosat32", images=30),
-        "paper": replace(_LAPTOP, data="photographs", images=72),
+        "quick": _quick(_PHOTOGRAPHS),
+        "laptop": _PHOTOGRAPHS,
+        "paper": replace(_PHOTOGRAPHS, images=72, tuned_on=24, budget=300),
     },
     tolerances={"psnr": 0.05},
 )
 def separation(settings: Settings, context: Context) -> tuple[dict, dict]:
-    """Takes one digit off each colour channel of an image, with a flow of images and a flow of digits."""
-    choices = context.map(_choose, settings.methods, "weights")
-    chosen = [(name, choice.metrics["weight"]) for name, choice in zip(settings.methods, choices, strict=True)]
-    arrays = gather(context.map(_solve, chosen, "searches"), method=settings.methods)
-    truth, _, y = _problem(settings, context, "test", settings.images)
-    shown = settings.shown
-    pictures = {"truth": shared.pictures(truth[:shown]), "measured": shared.pictures(y[:shown])}
-    return {"chosen": dict(chosen)}, {**arrays, **pictures}
+    """Takes digits off the colour channels of photographs, with a flow of photographs and a flow of digits."""
+    return _compare(settings, context)
 
 
-def _problem(settings: Settings, part: Part, split: str, number: int) -> tuple[Tensor, measure.Problem, Tensor]:
-    """Images, the problem with the learned noise, and measurements with real digits in the three channels."""
+@experiment(
+    "whang.separation-eurosat",
+    paper="Whang et al. 2021",
+    shows="Fig. 1, 6, 10a in kind, on images of one class",
+    profiles={"quick": replace(_quick(_TILES), layouts=LAYOUTS[:1]), "laptop": _TILES},
+    tolerances={"psnr": 0.05},
+)
+def separation_eurosat(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Takes digits off the colour channels of satellite tiles, with a flow of tiles and a flow of digits."""
+    return _compare(settings, context)
+
+
+def _problem(settings: Settings, part: Part, layout: str, split: str, number: int) -> tuple[Tensor, Tensor]:
+    """Images, and measurements with real digits."""
     truth = sets.images(part, settings.data, split, number, 32)
-    digits = sets.images(part, settings.digits, split, 3 * len(truth), 28)
-    noise = torch.nn.functional.pad(digits.view(len(truth), 3, 28, 28), [EDGE] * 4)
-    learned = measure.FlowNoise(
-        shared.prior(part, settings.digit_flow),
-        (3, 32, 32),
-        [[(channel, EDGE, EDGE) for channel in range(3)]],
-        settings.tau,
-    )
-    return truth, measure.Problem(measure.Scaling((3, 32, 32), HALF), learned), HALF * truth + noise
+    digits = sets.images(part, settings.digits, split, 3 * len(truth), 28).view(-1, 3, 28, 28)
+    written = torch.ones(len(truth), 3).to(truth)
+    if layout != "every channel":
+        source = _support.generator(part.seed, "channel", split)
+        written = torch.eye(3).to(truth)[torch.randint(3, (len(truth),), generator=source)]
+    pages = torch.nn.functional.pad(written[:, :, None, None] * digits, [EDGE] * 4)
+    return truth, HALF * truth + pages
 
 
-@lru_cache(maxsize=1)
-def _digits(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean, [1024], and covariance of digits in the larger frame."""
-    factor, mean = sets.gaussian(name, 28, device)
-    pad = torch.nn.functional.pad
-    factor = pad(factor.T.view(-1, 28, 28), [EDGE] * 4).flatten(1).T
-    return pad(mean[0], [EDGE] * 4).flatten(), factor @ factor.T
+def _model(settings: Settings, part: Part, layout: str, method: str) -> measure.Problem:
+    """Half of the image, and the noise with the digits' density: in all channels, or in one of three."""
+    name, tau = settings.digit_flows[method]
+    places = [(channel, EDGE, EDGE) for channel in range(3)]
+    placements = [places] if layout == "every channel" else [[place] for place in places]
+    noise = measure.FlowNoise(shared.prior(part, name), (3, 32, 32), placements, tau)
+    return measure.Problem(measure.Scaling((3, 32, 32), HALF), noise)
 
 
-def wiener(y: Tensor, images: tuple[Tensor, Tensor], digits: tuple[Tensor, Tensor]) -> Tensor:
-    """E[x | y] for y = x / 2 + δ, with x of a Gaussian's factor and mean, and δ of a mean and covariance, each channel.
+def writing(mean: Tensor, covariance: Tensor, layout: str = "every channel") -> tuple[Tensor, Tensor]:
+    """Mean, [3 n], and covariance, [3 n, 3 n], of digits on three channels, from those of one page, [n] and [n, n].
+
+    On an unknown channel a page is there with probability 1/3, and never on two channels.
+    """
+    if layout == "every channel":
+        return mean.repeat(3), torch.block_diag(*[covariance] * 3)
+    outer = torch.outer(mean, mean)
+    return mean.repeat(3) / 3, torch.block_diag(*[(covariance + outer) / 3] * 3) - outer.repeat(3, 3) / 9
+
+
+def wiener(y: Tensor, images: tuple[Tensor, Tensor], noise: tuple[Tensor, Tensor]) -> Tensor:
+    """The best linear estimate of x for y = x / 2 + δ: x of a factor, [n, k], and mean, δ of a mean and covariance.
 
     White noise of standard deviation FLOOR is added to δ, which is constant at the border.
     """
-    (factor, centre), (mean, covariance) = images, digits
-    channels = centre.shape[0]
-    both = HALF**2 * factor @ factor.T + torch.block_diag(*[covariance] * channels)
-    residual = y.double().flatten(1) - HALF * centre.flatten() - mean.repeat(channels)
+    (factor, centre), (mean, covariance) = images, noise
+    both = HALF**2 * factor @ factor.T + covariance
+    residual = y.double().flatten(1) - HALF * centre.flatten() - mean
     gain = torch.linalg.solve(both + sets.FLOOR**2 * torch.eye(len(both)).to(both), residual.T)
     return (centre.flatten() + HALF * (factor @ (factor.T @ gain)).T).view_as(y).to(y)
 
 
-def _solver(
-    settings: Settings, part: Part, problem: measure.Problem, y: Tensor, method: str
-) -> Callable[[float], recover.Result]:
-    """The method, as a function of its weight."""
+def _page(settings: Settings, part: Part) -> tuple[Tensor, Tensor]:
+    """Mean, [1024], and covariance of training digits in the larger frame."""
+    factor, mean = sets.gaussian(settings.digits, 28, part.device)
+    pages = torch.nn.functional.pad(factor.T.view(-1, 28, 28), [EDGE] * 4).flatten(1).T
+    return torch.nn.functional.pad(mean[0], [EDGE] * 4).flatten(), pages @ pages.T
+
+
+def _solver(settings: Settings, part: Part, layout: str, y: Tensor, method: str) -> Callable[[float], recover.Result]:
+    """The method, as a function of its weight; every search begins at the Wiener filter's estimate."""
     plain = y / HALF
-    rms = float(data.load(settings.digits, split="train")[:1000].square().mean().sqrt()) / HALF
-    if method in ("doubled", "wiener"):
-        x = plain
-        if method == "wiener":
-            x = wiener(y, sets.gaussian(settings.data, 32, part.device), _digits(settings.digits, part.device))
-        return lambda _: problems.closed_form(x)
+    if method == "doubled":
+        return lambda _: problems.closed_form(plain)
+    mean, covariance = writing(*_page(settings, part), layout)
+    rms = float((covariance.trace() + mean.square().sum()) / len(mean)) ** 0.5 / HALF
     if method == "bm3d":
         return lambda weight: recover.bm3d(plain, weight * rms)
     identity = measure.Identity((3, 32, 32))
     if method == "tv":
         return lambda weight: recover.tv(identity, plain, weight * rms, max_iterations=1000)
+    given = settings.gaussian
+    known = shared.stored_gaussian(part, given) if given else sets.gaussian(settings.data, 32, part.device)
+    filtered = wiener(y, known, (mean, covariance))
+    if method == "wiener":
+        return lambda _: problems.closed_form(filtered)
     flow = shared.prior(part, settings.flow)
-    train = data.load(settings.data, split="train", size=32)
-    start = flow.encode(train[::10].mean(0, keepdim=True).to(y)).expand(len(y), -1)
-    options: dict[str, Any] = {"max_evaluations": settings.budget}
+    start, budget = flow.encode(filtered), settings.budget
     if method == "asim":
         return lambda weight: recover.flow_latent(
-            flow, identity, plain, weight * rms**2, squared=True, z0=start, **options
+            flow, identity, plain, weight * rms**2, squared=True, z0=start, max_evaluations=budget
         )
-    return lambda weight: recover.flow_map(flow, problem, y, weight, start=start, **options)
+    problem = _model(settings, part, layout, method)
+    return lambda weight: recover.flow_map(flow, problem, y, weight, start=start, max_evaluations=budget)
 
 
-def _choose(settings: Settings, part: Part, method: str) -> tuple[dict, dict]:
+def _choose(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, dict]:
     """The weight of a method on validation images."""
+    layout, method = item
     weights = settings.weights.get(method, (0.0,))
     if len(weights) == 1:
         return {"weight": weights[0]}, {}
-    truth, problem, y = _problem(settings, part, "validation", settings.tuned_on)
-    best, scores = problems.choose(part, weights, _solver(settings, part, problem, y, method), truth)
+    truth, y = _problem(settings, part, layout, "validation", settings.tuned_on)
+    solve = _solver(settings, part, layout, y, method)
+    best, scores = problems.choose(part, weights, solve, truth)
     return {"weight": weights[best]}, {"psnr": named(scores.round(3), weight=weights, image=len(truth))}
 
 
-def _solve(settings: Settings, part: Part, item: tuple[str, float]) -> tuple[dict, dict]:
-    method, weight = item
-    truth, problem, y = _problem(settings, part, "test", settings.images)
-    found = part.count(_solver(settings, part, problem, y, method)(weight))
+def _solve(settings: Settings, part: Part, item: tuple[str, str, float]) -> tuple[dict, dict]:
+    layout, method, weight = item
+    truth, y = _problem(settings, part, layout, "test", settings.images)
+    found = part.count(_solver(settings, part, layout, y, method)(weight))
     scores = {"psnr": evaluate.psnr(found.x, truth).float(), "evaluations": found.evaluations}
     return {}, shared.by_image(scores) | {"recovered": shared.pictures(found.x[: settings.shown])}
