@@ -262,3 +262,18 @@ def test_matrices_that_cannot_be_factorised_leave_the_rest_alone() -> None:
     y = pde(x)
     torch.testing.assert_close(y[:1], pde(x[:1]), rtol=1e-9, atol=0)
     assert bool(y[[110, 146, 207]].isnan().all())
+
+
+@pytest.mark.parametrize("level", [-100.0, 100.0])
+def test_conductivities_beyond_float32_are_solved_in_float64(level: float) -> None:
+    """exp(±100) is no number of the single precision in which conjugate gradients begin."""
+    side = 16
+    x = level + fields(1, side, 0.35)
+    pde = EllipticPDE(side, method="pcg")
+    u = pde.solve(x)
+    assert float(pde.residual) < 1e-10
+    matrix = assemble(x[0].view(side, side).numpy())
+    nodes = np.arange(1, side) / side
+    load = paper_force(*np.meshgrid(nodes, nodes, indexing="ij")).ravel() / side**2
+    known = scipy.sparse.linalg.spsolve(matrix, load).reshape(side - 1, side - 1)
+    np.testing.assert_allclose(u[0], known, rtol=0, atol=1e-8 * np.abs(known).max())
