@@ -31,6 +31,18 @@ class Interval(NamedTuple):
         return f"{float(self.mean):{form}} ± {float(self.half):{form.lstrip('+')}}"
 
 
+class Saving(NamedTuple):
+    """A ratio of numbers of measurements and its 95 % interval; ``f"{saving:.2f}"`` writes "1.42 (1.31 to 1.55)"."""
+
+    ratio: float
+    low: float
+    high: float
+
+    def __format__(self, form: str) -> str:
+        """The ratio and the ends of its interval."""
+        return f"{self.ratio:{form}} ({self.low:{form}} to {self.high:{form}})"
+
+
 def mse(x: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
     """Mean squared error over the pixels of each image, [batch]: the "reconstruction error" of Asim et al. 2020.
 
@@ -111,6 +123,44 @@ def paired(
     if a.shape != b.shape:
         raise ValueError(f"other: got {tuple(b.shape)}; allowed: {tuple(a.shape)}, a value for each of the first")
     return interval(a - b, groups)
+
+
+def saving(
+    one: np.ndarray, other: np.ndarray, measured: Sequence[int], after: int, *, resamples: int = 2000, seed: int = 0
+) -> Saving:
+    """How many times fewer measurements one method needs than another for the same error.
+
+    That is `after` measurements of `other`, divided by those with which `one` has the same mean error.
+
+    Parameters
+    ----------
+    one, other
+        Squared errors of the two methods on the same images, [measured, images]; `measured` are the numbers of
+        measurements.
+    after
+        One of `measured`. Between them the error is interpolated linearly. Where `one` does not come down to that
+        error, the ratio is after / the most measurements, and the true one is smaller; where `one` has less error with
+        the fewest, it is after / the fewest, and the true one larger.
+    resamples
+        Of the images, with replacement, for both designs alike: the interval is the bootstrap's (Efron 1979).
+
+    Raises ValueError for arrays of other shapes, and for an `after` that was not measured.
+    """
+    one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if one.ndim != 2 or one.shape != other.shape or len(one) != len(measured):
+        given = f"{one.shape}, {other.shape} and {len(measured)} numbers"
+        raise ValueError(f"one, other, measured: got {given}; allowed: [measured, images] twice, and measured")
+    _support.one_of("after", after, measured)
+    row = list(measured).index(after)
+    source = _support.generator(seed, "bootstrap")
+    images = torch.arange(one.shape[1])[None]
+    again = torch.randint(one.shape[1], (resamples, one.shape[1]), generator=source, device="cpu")
+    ratios = []
+    for chosen in torch.cat([images, again]).numpy():
+        curve = np.minimum.accumulate(one[:, chosen].mean(1))
+        ratios.append(after / np.interp(-other[row, chosen].mean(), -curve, measured))
+    low, high = np.quantile(ratios[1:], (0.025, 0.975))
+    return Saving(ratios[0], float(low), float(high))
 
 
 def _checked(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

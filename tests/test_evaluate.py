@@ -167,3 +167,34 @@ def test_paired_differences_are_tested_as_scipy_does():
 def test_observations_that_do_not_fit(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+MEASURED = [10, 20, 30, 40, 60, 80]
+
+
+def test_errors_that_fall_like_one_over_pixels_save_the_ratio_of_their_constants():
+    constants = np.random.default_rng(0).random(30)
+    one = constants / np.array(MEASURED)[:, None]
+    found = evaluate.saving(one, 2 * one, MEASURED, 60)
+    np.testing.assert_allclose(found, 2)  # 60 pixels against 30, in every resample
+    assert evaluate.saving(3 * one, one, MEASURED, 40).ratio == 0.5  # 80 are not enough
+    for after, other in ((50, one), (60, one[:, :9])):
+        with pytest.raises(ValueError, match="allowed"):
+            evaluate.saving(one, other, MEASURED, after)
+
+
+def test_the_savings_interval_is_scipys():
+    difficulty = np.random.default_rng(1).gamma(2, size=(2, 40))
+    one, other = (scale * each / np.array(MEASURED)[:, None] for scale, each in zip((1, 1.5), difficulty, strict=True))
+
+    def ratio(*images):
+        chosen = np.array(images[0], dtype=int)
+        error, curve = other[4, chosen].mean(), np.minimum.accumulate(one[:, chosen].mean(1))
+        k = int(np.argmax(curve <= error))
+        return 60 / (MEASURED[k - 1] + (curve[k - 1] - error) / (curve[k - 1] - curve[k]) * np.diff(MEASURED)[k - 1])
+
+    options = {"n_resamples": 2000, "vectorized": False, "method": "percentile", "rng": 0}
+    expected = stats.bootstrap((np.arange(40),), ratio, **options).confidence_interval
+    found = evaluate.saving(one, other, MEASURED, 60)
+    assert found.ratio == pytest.approx(ratio(np.arange(40)))
+    assert (found.low, found.high) == pytest.approx(tuple(expected), rel=0.05)
