@@ -1,11 +1,14 @@
 """Energies against formulas written out by hand, gradients against finite differences, independence of the images."""
 
+import importlib
 import math
+import pkgutil
 
 import pytest
 import torch
 from operator_cases import Masks
 
+from companion import energy as energies
 from companion import measure, recover
 from companion.energy import (
     Discrimination,
@@ -311,9 +314,17 @@ def misfits(flow, operator):
     return {"squared": SquaredMisfit(operator, y), "noise": NoiseMisfit(measure.Problem(operator, noise), y)}
 
 
+def kinds(kind):
+    """All subclasses, of every module of the folder."""
+    for module in pkgutil.iter_modules(energies.__path__):
+        importlib.import_module(f"companion.energy.{module.name}")
+    return {each for below in kind.__subclasses__() for each in {below, *kinds(below)}}
+
+
 def test_every_penalty_has_an_example():
-    below = {c for kind in Penalty.__subclasses__() for c in {kind, *kind.__subclasses__()}}
-    public = {c.__name__ for c in below if c.__module__.startswith("companion.") and not c.__name__.startswith("_")}
+    public = {
+        c.__name__ for c in kinds(Penalty) if c.__module__.startswith("companion.") and not c.__name__.startswith("_")
+    }
     lacking = public - {type(penalty).__name__ for penalty in PENALTIES.values()}
     assert not lacking, f"no example of {lacking} in PENALTIES of this file"
 
@@ -333,6 +344,24 @@ def test_a_penalty_gives_a_finite_value_and_gradient_and_leaves_the_point_alone(
     (gradient,) = torch.autograd.grad(value.sum(), variable)
     assert value.isfinite().all() and gradient.isfinite().all(), f"{penalty}: a value or gradient is not finite"
     torch.testing.assert_close((point.x, point.z), (x, z), msg=f"{penalty} changes the point")
+
+
+@pytest.mark.parametrize("space", ["z", "x"])
+@pytest.mark.parametrize("penalty", [name for name in PENALTIES if PENALTIES[name]])
+def test_a_penaltys_gradient_is_that_of_its_value(flow, penalty, space):
+    """Along a random direction, by central differences."""
+    energy = Energy(flow, misfits(flow, OPERATORS["one for all"](flow.shape))["squared"], PENALTIES[penalty], space)
+    shape = (flow.latent_dim,) if space == "z" else flow.shape
+    at, direction = 0.2 * draws(4, *shape, seed=7), draws(4, *shape, seed=8)
+    at = at if space == "z" else 0.5 + 0.2 * at  # inside the flow's domain
+
+    def value(variable):
+        return PENALTIES[penalty](energy.at(variable))
+
+    variable = at.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(variable).sum(), variable)
+    by_hand = (value(at + 1e-6 * direction) - value(at - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close((gradient * direction).flatten(1).sum(1), by_hand, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("space", ["z", "x"])

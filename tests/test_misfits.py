@@ -5,8 +5,10 @@ from their measurements y, one for each pixel, to the misfit, and one that draws
 ``DENSITIES`` are −log p(y | x), of real numbers or of bits.
 """
 
+import importlib
 import itertools
 import math
+import pkgutil
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +18,7 @@ from scipy import integrate
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from companion import measure
+from companion import energy, measure
 from companion.energy import Misfit, NoiseMisfit, PerceptronMisfit, ProbitMisfit, SquaredMisfit
 from companion.measure import Problem
 
@@ -61,6 +63,13 @@ MISFITS = {
     ProbitMisfit: probit(ProbitMisfit),
 }
 DENSITIES = {NoiseMisfit: "real numbers", ProbitMisfit: "bits"}
+
+
+def kinds(kind):
+    """All subclasses, of every module of the folder."""
+    for module in pkgutil.iter_modules(energy.__path__):
+        importlib.import_module(f"companion.energy.{module.name}")
+    return {each for below in kind.__subclasses__() for each in {below, *kinds(below)}}
 
 
 def case(example, pixels=4):
@@ -128,11 +137,19 @@ def the_density(example, of):
     assert ((given.mean(0) - torch.tensor(moments[1:])).abs() <= 5 * spread / math.sqrt(len(given)) + 1e-6).all()
 
 
-CHECKS = [one_value_per_image, its_gradient, rows_chosen, no_neighbour]
+def finite_at_an_exact_fit(example):
+    make, y, x = case(example)
+    fitted = make(y).operator.forward(x)
+    fitted = fitted.sign() if (y.abs() == 1).all() else fitted  # of bits
+    (gradient,) = torch.autograd.grad(make(fitted)(x.requires_grad_()).sum(), x)
+    assert gradient.isfinite().all(), "the gradient is not finite where y = f(x)"
+
+
+CHECKS = [one_value_per_image, its_gradient, rows_chosen, no_neighbour, finite_at_an_exact_fit]
 
 
 def test_every_misfit_has_an_example():
-    known = {kind for kind in Misfit.__subclasses__() if kind.__module__.startswith("companion.")}
+    known = {kind for kind in kinds(Misfit) if kind.__module__.startswith("companion.")}
     lacking = {kind.__name__ for kind in known - set(MISFITS)}
     assert not lacking, f"no example of {lacking} in MISFITS of this file"
 
@@ -194,6 +211,13 @@ class Centred(SquaredMisfit):
         return value - 0.1 * value.mean()
 
 
+class RootOfSquares(SquaredMisfit):
+    """An L1 norm without a derivative where the data are met."""
+
+    def __call__(self, x):
+        return (self.operator.forward(x) - self.y).square().sqrt().flatten(1).sum(1)
+
+
 class NotNormalised(NoiseMisfit):
     def __call__(self, x):
         return super().__call__(x) - math.log(2)
@@ -231,6 +255,7 @@ class OtherBits(ProbitMisfit):
         (ChoosesInPlace, rows_chosen),
         (OverTheBatch, no_neighbour),
         (Centred, no_neighbour),
+        (RootOfSquares, finite_at_an_exact_fit),
         (NotNormalised, the_density),
         (HalfTheLogarithm, the_density),
         (OtherLevel, the_density),

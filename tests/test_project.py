@@ -180,3 +180,11 @@ def test_readme_calls_what_the_package_has() -> None:
     assert [
         name for name in re.findall(r"`companion\.(\w+)\(\)`", README) if not callable(getattr(companion, name))
     ] == []
+
+
+def test_random_numbers_come_from_named_streams_alone() -> None:
+    """`_support.generator` and `normal` make them; a seed set elsewhere is one that nobody chose."""
+    call = re.compile(r"manual_seed\(|np\.random\.|torch\.Generator\(|default_rng\(")
+    files = [path for path in (ROOT / "companion").rglob("*.py") if path.name != "_support.py"]
+    lines = [(path.name, line.strip()) for path in files for line in path.read_text().splitlines()]
+    assert [f"{name}: {line}" for name, line in lines if call.search(line)] == []

@@ -1,6 +1,6 @@
 """The Laplace mixture, and what it tells a model of where to look: few directions of many learn from data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,16 @@ class Laplace:
         inner = basis @ self.directions.T
         shrunk = inner * (self.curvatures / (1 + self.curvatures)) @ inner.T
         return basis @ basis.T - shrunk
+
+    def towards(self, latents: Tensor) -> "Laplace":
+        """This one or its mirror image, whichever has its mode nearer to latents [d]."""
+        there = self._mirrored(self.mode[None])[0]
+        if (there - latents).norm() >= (self.mode - latents).norm():
+            return self
+        return replace(self, mode=there, directions=self._mirrored(self.directions))
+
+    def _mirrored(self, latents: Tensor) -> Tensor:
+        return self.field.encode(self.field.mirror(self.field.decode(latents)))
 
     def model(self) -> MsIGN:
         """The Gaussian as a model."""
@@ -96,26 +106,30 @@ def aim(problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: in
     layer, field = model.directed, problem.field
     if layer is None:
         raise ValueError("model: got none of rank 1 or more; allowed: a model with an affine layer")
-    fine = laplace(problem, seed=seed)
-    rows = [fine.curvatures.abs().sqrt()[:, None] * fine.directions]
-    if model.scales > 1:
-        coarse = laplace(problem.coarsen(), seed=seed)
-        # along coarse latents, c = vᵀ E⁻¹ A x with A = 2 × 2 averages; in the finer latents a row is Eᵀ Aᵀ E⁻ᵀ v
-        functionals = coarse.field.precision(coarse.field.decode(coarse.directions)) / 4
-        half = coarse.field.side
-        repeated = functionals.view(-1, half, 1, half, 1).expand(-1, half, 2, half, 2).reshape(len(functionals), -1)
-        pulled = field.std * field.modes.project(repeated)
-        rows.append(coarse.curvatures.abs().sqrt()[:, None] * pulled)
-    directions = torch.linalg.svd(torch.cat(rows), full_matrices=False)[2][: len(layer.shift)]
-    eye = torch.eye(len(directions), dtype=directions.dtype, device=directions.device)
-    layer.aim(field, directions, eye, torch.zeros_like(layer.shift))
+    rank = len(layer.shift)
+    layer.aim(field, torch.eye(rank, field.latent_dim).to(field.like), torch.eye(rank).to(field.like), 0 * layer.shift)
     draws = _support.generator(seed, "aim", model.scales)
     half_model = model.half_model if isinstance(model, Mirrored) else model
     with torch.no_grad():
-        before = layer.coordinates(half_model.sample(samples, seed=draws))  # the layer is the identity still
-    sides = torch.stack([fine.mode, field.encode(field.mirror(field.decode(fine.mode[None])))[0]]) @ directions.T
-    mean = sides[(sides - before.mean(0)).square().sum(1).argmin()]
-    _transport(layer, field, directions, before, mean, fine.covariance(directions))
+        x = half_model.sample(samples, seed=draws)
+    # of two modes the one that the proposal leans to: curvatures and directions of the other are the mirror image's
+    fine = laplace(problem, seed=seed).towards(field.encode(x).mean(0))
+    rows = [fine.curvatures.abs().sqrt()[:, None] * fine.directions]
+    if model.scales > 1:
+        coarse = laplace(problem.coarsen(), seed=seed)
+        side = coarse.field.side
+        pooled = x.view(-1, side, 2, side, 2).mean((2, 4)).flatten(1)
+        coarse = coarse.towards(coarse.field.encode(pooled).mean(0))
+        # along coarse latents, c = vᵀ E⁻¹ A x with A = 2 × 2 averages; in the finer latents a row is Eᵀ Aᵀ E⁻ᵀ v
+        functionals = coarse.field.precision(coarse.field.decode(coarse.directions)) / 4
+        repeated = functionals.view(-1, side, 1, side, 1).expand(-1, side, 2, side, 2).reshape(len(functionals), -1)
+        pulled = field.std * field.modes.project(repeated)
+        rows.append(coarse.curvatures.abs().sqrt()[:, None] * pulled)
+    directions = torch.linalg.svd(torch.cat(rows), full_matrices=False)[2][:rank]
+    eye = torch.eye(len(directions), dtype=directions.dtype, device=directions.device)
+    layer.aim(field, directions, eye, torch.zeros_like(layer.shift))
+    before = layer.coordinates(x)
+    _transport(layer, field, directions, before, directions @ fine.mode, fine.covariance(directions))
     with torch.no_grad():
         for _ in range(rounds):
             x = half_model.sample(samples, seed=draws)

@@ -53,6 +53,44 @@ def test_the_mixture_has_the_divergence_of_its_critical_direction() -> None:
     assert found.value == pytest.approx(exact, abs=4.5 * found.error)
 
 
+def elliptic() -> Elliptic:
+    return Elliptic(4, 3.2)  # a barrier of 17 nats between two modes, in neither of which x is its own mirror image
+
+
+def test_the_approximation_at_the_other_mode_is_the_mirror_image() -> None:
+    problem = elliptic()
+    one = laplace(problem)
+    other = one.towards(problem.field.encode(problem.field.mirror(problem.field.decode(one.mode[None])))[0])
+    x = one.model().sample(200, seed=1)
+    mirrored = problem.field.mirror(x)
+    torch.testing.assert_close(other.model().log_prob(mirrored), one.model().log_prob(x))
+    assert float((one.model().log_prob(x) - other.model().log_prob(x)).mean().detach()) > 10  # these are two modes
+    assert one.towards(one.mode) is one
+    # its curvatures are the Hessian's there, which couples what is even in s₂ with what is odd
+    exact = torch.linalg.inv(torch.eye(16) + dense_hessian(problem, other.mode))
+    torch.testing.assert_close(other.covariance(torch.eye(16).double()), exact, rtol=0, atol=1e-5)
+    assert float((one.covariance(torch.eye(16).double()) - exact).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_proposal_in_either_mode_is_aimed_at_that_one(side: int) -> None:
+    problem = elliptic()
+    model = Mirrored(MsIGN(problem.field, steps=0, rank=16))
+    coarse = laplace(problem.coarsen())
+    start = coarse.mode if side > 0 else coarse._mirrored(coarse.mode[None])[0]
+    first = model.half_model.scheme.flows[0]
+    eye = torch.eye(4, dtype=torch.float64)
+    gaussian = coarse.towards(start)
+    root = torch.linalg.cholesky(gaussian.covariance(eye))
+    first.aim(coarse.field, eye, root, start)  # z₁ = start + root · N(0, I): the coarse Laplace approximation itself
+    aim(problem, model, 40_000, rounds=0)
+    expected = laplace(problem).towards(problem.field.encode(model.half_model.sample(100)).mean(0))
+    latents = problem.field.encode(model.half_model.sample(40_000, seed=3))
+    spread = expected.covariance(torch.eye(16).double())
+    assert float((latents.mean(0) - expected.mode).abs().max()) < 0.05
+    assert float((latents.T.cov() - spread).abs().max()) < 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("convention", ["integral", "isometric"])
 def test_aiming_alone_carries_a_good_coarse_model_to_the_finest_scale(convention: str) -> None:

@@ -73,10 +73,12 @@ def inputs(operator, batch=3, seed=0, dtype=torch.float64):
     )
 
 
-def close(one, other, dtype=torch.float64, scale=None):
+def close(one, other, dtype=torch.float64, scale=None, what="two values of one"):
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     scale = other.abs().max() if scale is None else scale
-    assert one.shape == other.shape and ((one - other).abs() <= tolerance * scale + 1e-30).all()
+    assert one.shape == other.shape, f"{what}: shapes {tuple(one.shape)} and {tuple(other.shape)}"
+    off = float(((one - other).abs() / (scale + 1e-30)).max())
+    assert off <= tolerance, f"{what}: off by {off:.1e} of its size"
 
 
 @pytest.mark.parametrize("make", operators)
@@ -108,7 +110,14 @@ def test_shapes_dtypes_and_adjoint(make, shape, batch, seed, dtype):
         back = operator.adjoint(y)
         assert back.shape == x.shape and back.dtype == dtype
         left, right = (measured * y).flatten(1).sum(1), (x * back).flatten(1).sum(1)
-        close(left, right, dtype, measured.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1))
+        sizes = measured.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
+        close(
+            left,
+            right,
+            dtype,
+            sizes,
+            f"{type(operator).__name__}: ⟨A x, y⟩ is not ⟨x, Aᵀ y⟩, so apply_adjoint is wrong",
+        )
         assert measure.check_adjoint(operator) < 1e-12
 
 
@@ -119,7 +128,7 @@ def test_gradients(make):
     x.requires_grad_()
     (gradient,) = torch.autograd.grad((operator(x) * y).sum(), x)
     if isinstance(operator, measure.LinearOperator):
-        close(operator.adjoint(y), gradient)
+        close(operator.adjoint(y), gradient, what=f"{type(operator).__name__}: autograd's gradient is not Aᵀ y")
     if type(operator) not in SURROGATE:
         torch.autograd.gradcheck(operator.forward, x, fast_mode=True)
 
@@ -132,7 +141,9 @@ def test_outputs_share_no_memory_with_inputs(make):
         operator(x).fill_(torch.nan)
         if isinstance(operator, measure.LinearOperator):
             operator.adjoint(y).fill_(torch.nan)
-        assert torch.equal(x, before[0]) and torch.equal(y, before[1]), f"{type(operator).__name__} changes its input"
+        name = type(operator).__name__
+        kept = torch.equal(x, before[0]) and torch.equal(y, before[1])
+        assert kept, f"{name} changes its input, or returns its memory (then: clone it)"
 
 
 @pytest.mark.parametrize("make", operators)
@@ -141,14 +152,16 @@ def test_an_image_alone_or_chosen_is_measured_as_in_its_batch(make, dtype):
     operator = make((3, 8, 8), 5)
     x, y = inputs(operator, dtype=dtype)
     linear = isinstance(operator, measure.LinearOperator)
+    alone = f"{type(operator).__name__}: an image alone is not what it is in its batch; does it see its neighbours, or "
+    alone += "has it data for each image without `batch` and `select`?"
     together, back = operator(x), operator.adjoint(y) if linear else None
     last = len(x) - 1
     for index in ([0], [last], [last, 0, last], torch.tensor([last, 0])):
         chosen = operator.select(index)
         assert (chosen is operator) == (operator.batch is None) and type(chosen) is type(operator)
-        close(chosen(x[index]), together[index], dtype)
+        close(chosen(x[index]), together[index], dtype, what=alone)
         if linear:
-            close(chosen.adjoint(y[index]), back[index], dtype)
+            close(chosen.adjoint(y[index]), back[index], dtype, what=alone)
     if operator.batch is not None:
         with pytest.raises(ValueError, match=f"got 1 images; allowed: {operator.batch}"):
             operator(x[:1])
@@ -211,6 +224,18 @@ def test_log_prob_is_per_image_differentiable_and_follows_the_dtype(noise, exact
     assert torch.autograd.gradcheck(
         noise.log_prob, (y.requires_grad_(), exact.clone().requires_grad_()), fast_mode=True
     )
+
+
+@pytest.mark.parametrize(("noise", "exact"), noises)
+@pytest.mark.parametrize("level", [-1.0, 0.0, 2.0])
+def test_the_density_is_finite_wherever_a_search_may_come_and_at_an_exact_fit(noise, exact, level):
+    """Images of a search leave [0, 1], and so do exact measurements; with y = f(x) many a norm has no derivative."""
+    fitted = torch.full_like(exact, level).requires_grad_()
+    for y in (noise.sample(exact, 5), fitted.detach()):
+        value = noise.log_prob(y, fitted)
+        (gradient,) = torch.autograd.grad(value.sum(), fitted)
+        for what, one in (("log_prob", value), ("its gradient", gradient)):
+            assert one.isfinite().all(), f"{noise}: {what} is not finite where f(x) is {level}"
 
 
 @pytest.mark.parametrize(("noise", "exact"), noises)

@@ -59,6 +59,13 @@ def test_every_public_model_has_an_example():
 
 
 @pytest.mark.parametrize("name, config", CASES)
+def test_fixed_numbers_are_buffers_which_follow_the_model_to_a_device(name, config):
+    for path, module in make(name, config).named_modules():
+        plain = [key for key, value in vars(module).items() if isinstance(value, torch.Tensor)]
+        assert not plain, f"{name}: {path or 'itself'} keeps the plain tensor {plain}; allowed: register_buffer"
+
+
+@pytest.mark.parametrize("name, config", CASES)
 def test_round_trips_log_determinants_and_both_densities(name, config):
     model = only_densities(make(name, config))
     x, z = 0.1 + 0.8 * rand(2, *model.shape), randn(2, model.latent_dim)
