@@ -133,14 +133,14 @@ def aim(problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: in
     with torch.no_grad():
         for _ in range(rounds):
             x = half_model.sample(samples, seed=draws)
-            found = weighted(x, problem.log_density(x), model.log_prob(x))
+            # tempered where few samples would carry the weight: a step towards the posterior in place of a leap
+            found = weighted(x, problem.log_density(x), model.log_prob(x), samples / 10)
             if samples - found.ess < layer.shift.numel() * (layer.shift.numel() + 3) / 2:
                 break  # D_J, some samples / ESS − 1, is below what estimating so many moments would cost
             c = layer.coordinates(x)
             mean = found.weights @ c
             covariance = (c - mean).T @ (found.weights[:, None] * (c - mean))
-            if found.ess > samples / 10:  # else the moments are too rough
-                _transport(layer, field, directions, before, mean, covariance)
+            _transport(layer, field, directions, before, mean, covariance)
 
 
 def _transport(

@@ -23,6 +23,9 @@ class Settings:
     ----------
     iterations, batch
         Adam steps, and samples in each of the two terms of the objective. With 0 steps an affine layer is aimed only.
+    rounds
+        Into how many parts a stage's steps are divided, each with a proposal of its own and the learning rate from
+        start to end: the model as it has become proposes more of what counts. The paper has one.
     pool, least_ess
         Samples of the proposal, drawn once a stage (and for :func:`companion.bayes.laplace.aim`), and how many
         effective ones they must be worth.
@@ -36,6 +39,7 @@ class Settings:
     """
 
     iterations: int = 300
+    rounds: int = 1
     batch: int = 100
     pool: int = 4000
     least_ess: float = 300.0
@@ -58,7 +62,7 @@ class Stage:
         The objective at each iteration: the sum of the two halves, without log Z; for "stein" the length of the
         particles' moves; NaN where no sample was sound.
     ess, raw_ess, power : float
-        Of the pool (see :class:`companion.bayes.divergence.Weighted`); NaN for the other objectives.
+        Of the last pool (see :class:`companion.bayes.divergence.Weighted`); NaN for the other objectives.
     simulations : int
         Forward simulations that the stage took.
     """
@@ -123,15 +127,19 @@ def _train_stage(
     stage, before = Stage(model.scales), problem.simulations
     if model.directed:
         aim(problem, model, how.pool, seed=seed)
-    pool = _pool(problem, model, how, given, seed) if how.objective == "jeffreys" and how.iterations else None
-    if pool:
-        stage.ess, stage.raw_ess, stage.power = pool.ess, pool.raw_ess, pool.power
     parameters = list(model.parameters())
-    optimiser = torch.optim.Adam(parameters, how.rate, betas=(0.9, 0.99), fused=True)
+    proposals = _support.generator(seed, "train", "proposal", model.scales)
     latents = _support.generator(seed, "train", "latents", model.scales)
     picks = _support.generator(seed, "train", "pool", model.scales)
+    length = -(-how.iterations // _support.count("rounds", how.rounds))
+    pool: Weighted | None = None
     for iteration in range(how.iterations):
-        cosine = (1 + math.cos(math.pi * iteration / how.iterations)) / 2
+        if iteration % length == 0:
+            optimiser = torch.optim.Adam(parameters, how.rate, betas=(0.9, 0.99), fused=True)
+            if how.objective == "jeffreys":
+                pool = _pool(problem, model, how, given, proposals)
+                stage.ess, stage.raw_ess, stage.power = pool.ess, pool.raw_ess, pool.power
+        cosine = (1 + math.cos(math.pi * (iteration % length) / length)) / 2
         for group in optimiser.param_groups:
             group["lr"] = how.rate * (how.last_rate + (1 - how.last_rate) * cosine)
         z = _support.normal((how.batch, model.field.latent_dim), latents, model.field.like)
@@ -155,12 +163,14 @@ def _train_stage(
 
 
 @torch.no_grad()
-def _pool(problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: Tensor | None, seed: int) -> Weighted:
+def _pool(
+    problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: Tensor | None, draws: torch.Generator
+) -> Weighted:
     """What stands for the posterior in the forward term."""
     if model.scales == 1 and given is not None:
         even = given.new_zeros(len(given))
         return weighted(given, even, even, how.least_ess)
-    x = model.sample(how.pool, seed=_support.generator(seed, "train", "proposal", model.scales))
+    x = model.sample(how.pool, seed=draws)
     batches = x.split(how.batch)
     target = torch.cat([problem.log_density(part) for part in batches])
     own = torch.cat([model.log_prob(part) for part in batches])

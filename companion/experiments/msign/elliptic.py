@@ -1,7 +1,7 @@
 """Zhang et al. 2021, sec. 6.1.2: the elliptic problem at every scale, judged by long folded Hamiltonian chains."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,9 +31,10 @@ class Settings:
     recorded: int  # draws of each of its chains
     warmup: int = 60
     leapfrogs: int
-    first_iterations: int  # of training at the coarsest scale, where they cost least, with three times the rate
+    first_iterations: int  # of training at the coarsest scale, where they cost least, with six times the rate
     iterations: int  # at each of the others
-    rate: float = 1e-3
+    rounds: int = 3  # of these, each with a proposal of its own
+    rate: float = 5e-4  # halved from scale to scale: a step moves the more, the more pixels share the weights
     steps: int
     width: int
     pool: int
@@ -80,7 +81,7 @@ class Case:
             recorded=500,
             leapfrogs=12,
             first_iterations=250,
-            iterations=100,
+            iterations=150,
             steps=4,
             width=16,
             pool=4000,
@@ -187,10 +188,11 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
         if case.method == "laplace":
             current: MsIGN | Mirrored = laplace(problem, seed=seed).mixture()
         else:
-            rate, iterations = settings.rate, settings.iterations
+            how = Training(
+                settings.iterations, settings.rounds, pool=settings.pool, rate=settings.rate / 2 ** (scale - 1)
+            )
             if scale == 1:
-                rate, iterations = 3 * rate, settings.first_iterations
-            how = Training(iterations=iterations, pool=settings.pool, rate=rate)
+                how = replace(how, iterations=settings.first_iterations, rounds=1, rate=6 * settings.rate)
             (stage,) = train_msign(finest, model, how, [scale], first, seed=seed)
             current, ess = model.at(scale), stage.raw_ess
         simulations = float(finest.simulations - before)
