@@ -12,11 +12,12 @@ from companion.priors.glow import check_image_shape
 
 
 class DeepImagePrior(Prior):
-    """A small encoder–decoder with skip connections, from fixed noise to an image; z are its weights.
+    """A small encoder–decoder from fixed noise to an image; z are its weights.
 
     What it knows is its architecture: from random weights, gradient descent reaches images before it reaches noise
     (Ulyanov et al. 2018). So there is no penalty, and how long a search runs, by :func:`companion.recover.gan_latent`
-    with one start and ``method="adam"``, is what regularises.
+    with one start and ``method="adam"``, is what regularises. On 32×32 pixels all must pass the coarsest level: skip
+    connections, which the authors use on large images, would hand the noise of the input on to the image.
 
     Parameters
     ----------
@@ -36,33 +37,30 @@ class DeepImagePrior(Prior):
     noise: Tensor
 
     def __init__(
-        self, shape: tuple[int, int, int] = (3, 32, 32), width: int = 16, depth: int = 2, seed: int = 0
+        self, shape: tuple[int, int, int] = (3, 32, 32), width: int = 32, depth: int = 3, seed: int = 0
     ) -> None:
         super().__init__()
         self.depth, width = _support.count("depth", depth), _support.count("width", width)
         self.shape = check_image_shape(shape, depth)
-        # outputs, inputs and side of the kernel: in, down, up again (with the encoder's channels beside), out
-        self.sizes = [(width, width, 3)] * (1 + depth) + [(width, 2 * width, 3)] * depth + [(self.shape[0], width, 1)]
-        self.latent_dim = sum(o * (i * k * k + 1) for o, i, k in self.sizes)
+        # inputs, outputs and side of the kernels: in, down, up, and out
+        self.sizes = [(width, width, 3)] * (1 + 2 * depth) + [(width, self.shape[0], 1)]
+        self.latent_dim = sum(outputs * (inputs * side**2 + 1) for inputs, outputs, side in self.sizes)
         source = _support.generator(seed, "input")
         self.register_buffer("noise", torch.randn(width, *self.shape[1:], generator=source))
 
     def decode(self, z: Tensor) -> Tensor:
         """Images in (0, 1), [batch, *shape], of networks with the weights z, [batch, latent_dim]."""
         rest, layers = self._check_latent(z), []
-        for outputs, inputs, side in self.sizes:
+        for inputs, outputs, side in self.sizes:
             fan_in = inputs * side**2
             weight, shift, rest = rest.tensor_split([outputs * fan_in, outputs * (fan_in + 1)], 1)
             weight = weight.unflatten(1, (outputs, inputs, side, side)) * math.sqrt(2 / fan_in)
             layers.append((weight, shift / 10))
         h = _layer(self.noise.expand(len(z), *self.noise.shape), *layers[0])
-        skipped = []
         for weight, shift in layers[1 : 1 + self.depth]:
-            skipped.append(h)
             h = _layer(h, weight, shift, stride=2)
         for weight, shift in layers[1 + self.depth : -1]:
-            wide = F.interpolate(h, scale_factor=2, mode="bilinear")
-            h = _layer(torch.cat([wide, skipped.pop()], 1), weight, shift)
+            h = _layer(F.interpolate(h, scale_factor=2, mode="bilinear"), weight, shift)
         weight, shift = layers[-1]
         return torch.sigmoid(_convolve(h, weight) + shift[:, :, None, None])
 
