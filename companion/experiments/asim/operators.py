@@ -28,11 +28,11 @@ PROBLEMS = ("super-resolution", "blur", "compressed sensing")
 # from which validation images choose, for every problem
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "simple": (0.0,),  # nothing to choose
-    "tikhonov": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1),  # of ‖x − ½‖²
+    "tikhonov": (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3),  # of ‖x − ½‖²
     "gaussian": (1.0,),
     "tv": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1),
     "pnp-bm3d": (0.05, 0.1, 0.2, 0.4),  # strength of the first denoising
-    "dip": (50, 100, 150, 200, 300, 400),  # iterations, of which a run passes all
+    "dip": (50, 100, 150, 200, 300, 400, 600, 800),  # iterations, of which a run passes all
     "untrained": (0.0,),  # deviation of the random last layers
     "random": (0.01,),
     "glow": (0.0,),  # γ, as in the paper
@@ -47,7 +47,7 @@ class Settings(shared.OnImages):
     flow: str = "glow-photos32"
     gaussian: str = "gaussian-photos32"
     std: float = 0.02  # of the noise of super-resolution and blur; compressed sensing has its chapter's
-    images: int = 24  # one crop of each photograph
+    images: int = 72  # three crops of each photograph
     weights: Mapping[str, tuple[float, ...]]
     tuned_on: int = 5  # validation images
     problems: tuple[str, ...] = PROBLEMS
