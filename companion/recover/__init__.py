@@ -6,6 +6,7 @@ from companion.recover.gaussian import gaussian_map, gaussian_of
 from companion.recover.lasso import lasso
 from companion.recover.linear import pseudo_inverse
 from companion.recover.minimise import METHODS, minimise
+from companion.recover.plug_and_play import plug_and_play
 from companion.recover.run import Result
 from companion.recover.start import null_space_neighbour, start
 from companion.recover.tv import tv

@@ -17,7 +17,7 @@ from companion.recover.run import Result, scaling
 _SMALLEST_SIDE = 9  # with a single 8×8 block in the image, the package's library crashes the interpreter
 
 
-def bm3d(y: Tensor, std: float) -> Result:
+def bm3d(y: Tensor, std: float, *, exact: bool = True) -> Result:
     """Denoise images by BM3D (Dabov et al. 2007), grey or colour, by the NON-COMMERCIAL package ``bm3d``.
 
     Both stages with the authors' default profile; colour images in the opponent colour space (CBM3D). Each image is
@@ -29,6 +29,9 @@ def bm3d(y: Tensor, std: float) -> Result:
         Noisy images, [batch, 1 or 3, height, width]; pixels may lie outside [0, 1].
     std
         Standard deviation of the noise in each pixel, > 0, in units of the pixels.
+    exact
+        Whether coefficients are shrunk by their exact variances, which blocks that overlap change (Mäkinen et al. 2020,
+        the package's default), or by those of blocks apart, as in 2007: on small images some fifty times faster.
 
     The result's x are the denoised images, not clipped, in the dtype and on the device of y; they are computed
     on the CPU. BM3D minimises nothing: the energy is the squared misfit ‖x − y‖², and an evaluation is one run of BM3D.
@@ -48,6 +51,8 @@ def bm3d(y: Tensor, std: float) -> Result:
     package = _package()
     profile = package.BM3DProfile()
     profile.num_threads = 1
+    if not exact:
+        profile.nf = 0  # the size of the transforms by which the package finds the variances
     denoise = package.bm3d if y.shape[1] == 1 else package.bm3d_rgb
     noisy = y.detach()
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -32,6 +32,7 @@ EXAMPLES: dict[str, list[dict]] = {
         {"shape": (3, 8, 8), "latent_dim": 3, "hidden": (4, 5), "kind": "conv", "likelihood": "gaussian"},
     ],
     "GAN": [{"shape": (1, 28, 28), "latent_dim": 4, "width": 4}, {"shape": (3, 32, 32), "latent_dim": 4, "width": 8}],
+    "DeepImagePrior": [{"shape": (2, 4, 8), "width": 3, "depth": 1}],
 }
 CASES = [pytest.param(name, each, id=f"{name}{i}") for name in EXAMPLES for i, each in enumerate(EXAMPLES[name])]
 

@@ -37,6 +37,19 @@ def test_is_the_packages_result_and_gains_decibels(channels):
     assert torch.allclose(result.energy, (result.x - noisy).square().flatten(1).sum(1))
 
 
+@needs_package
+def test_without_exact_variances_it_is_the_packages_result_too_and_gains_decibels():
+    import bm3d as package
+
+    clean, noisy = noisy_photographs(3, 0.1, batch=2)
+    result = bm3d(noisy, 0.1, exact=False)
+    profile = package.BM3DProfile()
+    profile.nf = 0
+    expected = package.bm3d_rgb(noisy[0].double().movedim(0, -1).numpy(), 0.1, profile)
+    assert np.allclose(result.x[0].movedim(0, -1).numpy(), expected, rtol=0, atol=1e-4)
+    assert (evaluate.psnr(result.x, clean) > evaluate.psnr(noisy, clean) + 3).all()
+
+
 @pytest.mark.slow
 @needs_package
 def test_no_image_depends_on_its_neighbours_and_float64_stays():
