@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from companion.bayes import Settings, Synthetic, amortised_svgd, jeffreys, train_msign, weighted
+from companion.bayes import Settings, Synthetic, amortised_svgd, jeffreys, train, train_msign, weighted
 from companion.bayes.divergence import reverse_term, stein_term
 from companion.priors.bijections import ActNorm
 from companion.priors.fields import GaussianField
@@ -148,6 +148,25 @@ def test_training_can_go_on_at_any_stage_and_counts_simulations() -> None:
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     assert [stage.simulations for stage in stages] == [40 + 3 * 10 * 2] * 3
+
+
+def test_each_round_of_a_stage_proposes_with_the_model_as_it_has_become(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Synthetic(4)
+    model = MsIGN(problem.field, steps=1, width=4)
+    weights, pools, draw = [], [], train._pool
+
+    def noted(*arguments):
+        weights.append(torch.cat([each.detach().flatten() for each in model.parameters()]))
+        pools.append(draw(*arguments))
+        return pools[-1]
+
+    monkeypatch.setattr(train, "_pool", noted)
+    how = Settings(iterations=5, rounds=2, pool=400, least_ess=5.0)
+    (stage,) = train_msign(problem, model, how, [1])
+    assert len(weights) == 2 and not torch.equal(*weights)
+    assert len(stage.loss) == 5 and stage.raw_ess == pools[1].raw_ess != pools[0].raw_ess
+    with pytest.raises(ValueError, match="rounds: got 0"):
+        train_msign(problem, model, Settings(rounds=0), [1])
 
 
 @pytest.mark.slow
