@@ -24,12 +24,12 @@ class Settings:
 
     sets: tuple[str, ...] = ("pca", "gan", "vae", "glow", "photographs")
     measurements: tuple[int, ...] = (15, 31, 61, 154, 307, 614, 1536, 3072)
-    seeds: int = 3  # draws of A
+    seeds: int = 2  # draws of A
     slack: float = 0.1  # δ
     components: int = 100  # of the linear range, as many as the GAN has latents
-    images: int = 200  # of each set, all pairs of which are measured
-    searches: int = 6  # pairs from which a descent begins
-    budget: int = 40  # evaluations of each
+    images: int = 72  # of each set, all pairs of which are measured
+    searches: int = 4  # pairs from which a descent begins
+    budget: int = 80  # evaluations of each
     data: str = "photographs"
     size: int = 32
 
@@ -75,7 +75,7 @@ def _measure(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dic
     name, m = item
     ratios, searched = [], torch.ones(settings.seeds)
     if name == "photographs":
-        x = shared.images(part, settings.data, "train", settings.images, settings.size)
+        x = shared.images(part, settings.data, "test", settings.images, settings.size)
     else:
         prior = _prior(settings, part, name)
         x = prior.sample(settings.images, seed=shared.seed_of(part, "images"))
