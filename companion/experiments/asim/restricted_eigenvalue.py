@@ -23,13 +23,13 @@ class Settings:
     """Sizes of the sets and searches."""
 
     sets: tuple[str, ...] = ("pca", "gan", "vae", "glow", "photographs")
-    measurements: tuple[int, ...] = (15, 31, 61, 154, 307, 614, 1536, 3072)
+    measurements: tuple[int, ...] = (15, 61, 154, 614, 1536, 3072)
     seeds: int = 2  # draws of A
     slack: float = 0.1  # δ
     components: int = 100  # of the linear range, as many as the GAN has latents
     images: int = 72  # of each set, all pairs of which are measured
-    searches: int = 4  # pairs from which a descent begins
-    budget: int = 80  # evaluations of each
+    searches: int = 3  # pairs from which a descent begins
+    budget: int = 60  # evaluations of each
     data: str = "photographs"
     size: int = 32
 
