@@ -28,7 +28,7 @@ class Settings:
     slack: float = 0.1  # δ
     components: int = 100  # of the linear range, as many as the GAN has latents
     images: int = 72  # of each set, all pairs of which are measured
-    searches: int = 3  # pairs from which a descent begins
+    searches: int = 2  # pairs from which a descent begins
     budget: int = 60  # evaluations of each
     data: str = "photographs"
     size: int = 32
