@@ -26,21 +26,21 @@ FLOORED = 0.01  # √E‖δ‖² that methods with a noise model assume where th
 class Settings(shared.OnImages):
     """Sizes of the comparison: one case for every m and every noise norm."""
 
-    images: int = 12  # crops of as many photographs
+    images: int = 8  # crops of as many photographs
     measurements: tuple[int, ...]
     noise_norms: tuple[float, ...] = (problems.NOISE_NORM,)  # √E‖δ‖²
     betas: tuple[float, ...]  # weight of −log p(x) for "glow-map" in each case
     linear: tuple[int, ...] = ()  # numbers of measurements at which PCA alone is run
-    budget: int = 120  # evaluations of a search, restarts together
-    iterations: int = 600  # of methods without a network
+    budget: int = 80  # evaluations of a search, restarts together
+    iterations: int = 500  # of methods without a network
     restarts: int = 2  # of GAN and VAE
     flow: str = "glow-photos32"
     gaussian: str = "gaussian-photos32"
     generators: tuple[str, ...] = ("gan", "vae")  # with the checkpoints NAME-photos32
     # from which validation images choose, for every case: γ of the generators, weights of the classical methods; "pca"
     # chooses a number of components, a power of two
-    gammas: tuple[float, ...] = (0.0, 0.01)
-    weights: tuple[float, ...] = (0.0003, 0.001, 0.01, 0.1, 0.5)
+    gammas: tuple[float, ...] = (0.01,)
+    weights: tuple[float, ...] = (0.0003, 0.003, 0.03, 0.3)
     tuned_on: int = 2  # validation images
     range_restarts: int = 2  # searches, of the whole budget each, for a generator's image nearest to the truth
 
@@ -65,7 +65,7 @@ _QUICK = Settings(
     data="photos",
     images=2,
     measurements=(61, 614),
-    budget=10,
+    budget=6,
     iterations=50,
     betas=(3.0, 3.0),
     linear=(154,),
@@ -82,7 +82,7 @@ _QUICK = Settings(
     shows="Asim et al. Fig. 4 left and Bora et al. Fig. 1 in kind, from 0.5 % to 100 % of n",
     profiles={
         "quick": _QUICK,
-        # the ends of what asim.compressed-sensing measures, with the β that it chose on validation images nearest to them
+        # the ends of what asim.compressed-sensing measures, with the β that it chose on validation images nearest by
         "laptop": Settings(measurements=(15, 61, 3072), betas=(0.3, 0.3, 10.0), linear=(154, 307, 614, 1229)),
     },
     tolerances={"*seconds": None, "*psnr": 0.03},
@@ -106,7 +106,7 @@ def measurements(settings: Settings, context: Context) -> tuple[dict, dict]:
     profiles={
         "quick": replace(_QUICK, measurements=(614,), noise_norms=(0.0, 1.0), linear=()),
         # β = 1 is the mode of the posterior
-        "laptop": Settings(images=8, measurements=(614,), noise_norms=(1.0, 10.0), betas=(1.0, 1.0), budget=80),
+        "laptop": Settings(measurements=(614,), noise_norms=(1.0, 10.0), betas=(1.0, 1.0)),
     },
     tolerances={"*seconds": None, "*psnr": 0.03},
 )
