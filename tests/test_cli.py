@@ -170,6 +170,7 @@ def test_interrupt_exits_130_and_the_next_run_resumes(tiny, monkeypatch, capsys,
 def test_real_interrupt_signal_exits_130_cleanly(tmp_path):
     code = (
         "import os, signal, sys, tiny_experiment; from companion import cli, experiments;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background jobs begin without it
         "experiments.run = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT);"
         "sys.exit(cli.main(['run', 'test.tiny']))"
     )
