@@ -158,7 +158,7 @@ def test_a_class_that_load_does_not_know_is_refused_before_anything_is_written(t
         pass
 
     for model in (Mine(shape=(1, 4, 4), levels=1, steps=1, width=2), priors.Flow((2,), Chain([ActNorm(2)]), None)):
-        with pytest.raises(ValueError, match=r"prior: got a (Mine|Flow), which load does not know; allowed: .*GAN, .*Gl"):
+        with pytest.raises(ValueError, match=r"prior: got a (Mine|Flow), which load does not know; allowed: .*GAN, "):
             priors.save(model, tmp_path / "mine.safetensors")
     assert not list(tmp_path.iterdir())
 
