@@ -142,7 +142,7 @@ def saving(
         error, the ratio is after / the most measurements, and the true one is smaller; where `one` has less error with
         the fewest, it is after / the fewest, and the true one larger.
     resamples
-        Of the images, with replacement, for both designs alike: the interval is the bootstrap's (Efron 1979).
+        Of the images, with replacement, for both methods alike: the interval is the bootstrap's (Efron 1979).
 
     Raises ValueError for arrays of other shapes, and for an `after` that was not measured.
     """

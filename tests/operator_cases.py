@@ -1,8 +1,18 @@
-"""An operator and a noise with data for each image, for the tests of several folders."""
+"""An operator and a noise with data for each image, and the search for classes, for the tests of several folders."""
+
+import importlib
+import pkgutil
 
 import torch
 
 from companion import measure
+
+
+def kinds(kind, package):
+    """All subclasses, of every module of a package, imported or not."""
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return {each for below in kind.__subclasses__() for each in {below, *kinds(below, package)}}
 
 
 class Masks(measure.base.LinearOperator):

@@ -1,12 +1,10 @@
 """Energies against formulas written out by hand, gradients against finite differences, independence of the images."""
 
-import importlib
 import math
-import pkgutil
 
 import pytest
 import torch
-from operator_cases import Masks
+from operator_cases import Masks, kinds
 
 from companion import energy as energies
 from companion import measure, recover
@@ -314,16 +312,11 @@ def misfits(flow, operator):
     return {"squared": SquaredMisfit(operator, y), "noise": NoiseMisfit(measure.Problem(operator, noise), y)}
 
 
-def kinds(kind):
-    """All subclasses, of every module of the folder."""
-    for module in pkgutil.iter_modules(energies.__path__):
-        importlib.import_module(f"companion.energy.{module.name}")
-    return {each for below in kind.__subclasses__() for each in {below, *kinds(below)}}
-
-
 def test_every_penalty_has_an_example():
     public = {
-        c.__name__ for c in kinds(Penalty) if c.__module__.startswith("companion.") and not c.__name__.startswith("_")
+        c.__name__
+        for c in kinds(Penalty, energies)
+        if c.__module__.startswith("companion.") and not c.__name__.startswith("_")
     }
     lacking = public - {type(penalty).__name__ for penalty in PENALTIES.values()}
     assert not lacking, f"no example of {lacking} in PENALTIES of this file"

@@ -5,15 +5,13 @@ from their measurements y, one for each pixel, to the misfit, and one that draws
 ``DENSITIES`` are −log p(y | x), of real numbers or of bits.
 """
 
-import importlib
 import itertools
 import math
-import pkgutil
 from collections.abc import Callable
 
 import pytest
 import torch
-from operator_cases import Masks, PerImageNoise
+from operator_cases import Masks, PerImageNoise, kinds
 from scipy import integrate
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
@@ -63,13 +61,6 @@ MISFITS = {
     ProbitMisfit: probit(ProbitMisfit),
 }
 DENSITIES = {NoiseMisfit: "real numbers", ProbitMisfit: "bits"}
-
-
-def kinds(kind):
-    """All subclasses, of every module of the folder."""
-    for module in pkgutil.iter_modules(energy.__path__):
-        importlib.import_module(f"companion.energy.{module.name}")
-    return {each for below in kind.__subclasses__() for each in {below, *kinds(below)}}
 
 
 def case(example, pixels=4):
@@ -149,7 +140,7 @@ CHECKS = [one_value_per_image, its_gradient, rows_chosen, no_neighbour, finite_a
 
 
 def test_every_misfit_has_an_example():
-    known = {kind for kind in kinds(Misfit) if kind.__module__.startswith("companion.")}
+    known = {kind for kind in kinds(Misfit, energy) if kind.__module__.startswith("companion.")}
     lacking = {kind.__name__ for kind in known - set(MISFITS)}
     assert not lacking, f"no example of {lacking} in MISFITS of this file"
 

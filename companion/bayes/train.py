@@ -27,7 +27,7 @@ class Settings:
         Into how many parts a stage's steps are divided, each with a proposal of its own and the learning rate from
         start to end: the model as it has become proposes more of what counts. The paper has one.
     pool, least_ess
-        Samples of the proposal, drawn once a stage (and for :func:`companion.bayes.laplace.aim`), and how many
+        Samples of the proposal, drawn once a round (and for :func:`companion.bayes.laplace.aim`), and how many
         effective ones they must be worth.
     rate, last_rate
         Learning rate at the start; the cosine's end as a part of it.

@@ -14,7 +14,6 @@ import importlib
 import inspect
 import math
 import pickle
-import pkgutil
 from functools import cache
 from pathlib import Path
 
@@ -22,13 +21,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_cases import PerImageNoise
+from operator_cases import PerImageNoise, kinds
 from scipy import integrate, stats
 
 from companion import energy, measure
 
-for module in pkgutil.iter_modules(measure.__path__):
-    importlib.import_module(f"companion.measure.{module.name}")
 TESTS = [
     importlib.import_module(f.stem) for f in sorted(Path(__file__).parent.glob("test_*.py")) if f.stem[5:] != "contract"
 ]
@@ -46,10 +43,9 @@ noises = [
 
 
 def public(kind):
-    below = {c for sub in kind.__subclasses__() for c in {sub, *public(sub)}}
     return {
         c
-        for c in below
+        for c in kinds(kind, measure)
         if c.__module__.startswith("companion.measure") and not c.__name__.startswith("_") and not inspect.isabstract(c)
     }
 
