@@ -3,7 +3,7 @@
 Scores are computed on the CPU in float64, whatever the estimate's dtype and device, so that they depend on neither.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -152,15 +152,26 @@ def saving(
         raise ValueError(f"one, other, measured: got {given}; allowed: [measured, images] twice, and measured")
     _support.one_of("after", after, measured)
     row = list(measured).index(after)
-    source = _support.generator(seed, "bootstrap")
-    images = torch.arange(one.shape[1])[None]
-    again = torch.randint(one.shape[1], (resamples, one.shape[1]), generator=source, device="cpu")
-    ratios = []
-    for chosen in torch.cat([images, again]).numpy():
+
+    def ratio(chosen: np.ndarray) -> float:
         curve = np.minimum.accumulate(one[:, chosen].mean(1))
-        ratios.append(after / np.interp(-other[row, chosen].mean(), -curve, measured))
-    low, high = np.quantile(ratios[1:], (0.025, 0.975))
-    return Saving(ratios[0], float(low), float(high))
+        return after / float(np.interp(-other[row, chosen].mean(), -curve, measured))
+
+    return Saving(*bootstrap(ratio, one.shape[1], resamples=resamples, seed=seed))
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], images: int, *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """A statistic of independent images, and the ends of its 95 % interval by the percentile bootstrap (Efron 1979).
+
+    It is given indices of images, [images]: all of them once, or drawn with replacement.
+    """
+    number = _support.count("images", images)
+    source = _support.generator(seed, "bootstrap")
+    drawn = torch.randint(number, (resamples, number), generator=source, device="cpu").numpy()
+    low, high = np.quantile([statistic(chosen) for chosen in drawn], (0.025, 0.975))
+    return statistic(np.arange(number)), float(low), float(high)
 
 
 def _checked(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -126,9 +126,7 @@ def aim(problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: in
         pulled = field.std * field.modes.project(repeated)
         rows.append(coarse.curvatures.abs().sqrt()[:, None] * pulled)
     directions = torch.linalg.svd(torch.cat(rows), full_matrices=False)[2][:rank]
-    eye = torch.eye(len(directions), dtype=directions.dtype, device=directions.device)
-    layer.aim(field, directions, eye, torch.zeros_like(layer.shift))
-    before = layer.coordinates(x)
+    before = field.encode(x) @ directions.T
     _transport(layer, field, directions, before, directions @ fine.mode, fine.covariance(directions))
     with torch.no_grad():
         for _ in range(rounds):

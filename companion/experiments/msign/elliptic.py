@@ -1,6 +1,5 @@
 """Zhang et al. 2021, sec. 6.1.2: the elliptic problem at every scale, judged by long folded Hamiltonian chains."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +11,7 @@ from companion.bayes import Elliptic, barrier, jeffreys, laplace, train_msign
 from companion.bayes import Settings as Training
 from companion.experiments import Context, Named, Part, experiment, gather, named, shared
 from companion.experiments.arrays import collect
+from companion.experiments.msign.rivals import sampled
 from companion.priors.msign import Mirrored, MsIGN
 
 METHODS = ("plain", "mirrored", "laplace")
@@ -231,18 +231,8 @@ def _rival(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     field = problem.field
     seed = shared.seed_of(part, "rival", case.method)
     start = field.encode(field.sample(settings.particles, seed=seed))[None]
-
-    def energy(z: Tensor) -> Tensor:
-        return -problem.log_density(field.decode(z))
-
-    if case.method in ("svgd", "psvgd"):
-        descend: Callable[..., Tensor] = sample.svgd if case.method == "svgd" else sample.projected_svgd
-        z = descend(energy, start, iterations=settings.rival_steps)[0]
-    else:
-        walk: Callable[..., sample.Chains] = sample.mala if case.method == "mala" else sample.pcn
-        steps = settings.rival_steps // 2
-        z = walk(energy, start, warmup=steps, draws=steps, seed=seed).samples.flatten(0, 2)
+    x = sampled(problem, case.method, start, settings.rival_steps, seed)
     part.count_evaluations(problem.simulations)
     judge = _unfolded(problem, torch.from_numpy(case.references[0]).to(field.like))
-    facts = _compared(problem, field.decode(z), judge)
+    facts = _compared(problem, x, judge)
     return {}, facts | {"simulations": named(float(problem.simulations))}

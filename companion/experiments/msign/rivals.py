@@ -9,8 +9,8 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from companion import sample
+from companion.bayes import FieldProblem, Synthetic, amortised_svgd, jeffreys
 from companion.bayes import Settings as Training
-from companion.bayes import Synthetic, amortised_svgd, jeffreys
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.arrays import Named
 from companion.experiments.msign.synthetic import CONVENTIONS
@@ -83,19 +83,26 @@ def _sample(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     problem, seed = _problem(settings, case.convention), shared.seed_of(part, *vars(case).values())
     iterations = case.budget // (settings.particles * COSTS[case.rival])
     start = _start(problem, settings.particles, case.start, seed)
+    x = sampled(problem, case.rival, start, iterations, seed)
+    part.count_evaluations(problem.simulations)
+    return {}, _errors(settings, part, problem, x)
+
+
+def sampled(problem: FieldProblem, rival: str, start: Tensor, iterations: int, seed: int) -> Tensor:
+    """Fields that a sampler of :data:`COSTS` makes from latents [1, particles, d].
+
+    Of chains the draws of their second half, [iterations // 2 · particles, side²]; else the particles at the end.
+    """
 
     def energy(z: Tensor) -> Tensor:
         return -problem.log_density(problem.field.decode(z))
 
-    if case.rival in ("svgd", "psvgd"):
-        descend: Callable[..., Tensor] = sample.svgd if case.rival == "svgd" else sample.projected_svgd
-        z = descend(energy, start, iterations=iterations)[0]
-    else:
-        walk: Callable[..., sample.Chains] = {"hmc": sample.hmc, "mala": sample.mala, "pcn": sample.pcn}[case.rival]
-        half = iterations // 2
-        z = walk(energy, start, warmup=half, draws=half, seed=seed).samples.flatten(0, 2)
-    part.count_evaluations(problem.simulations)
-    return {}, _errors(settings, part, problem, problem.field.decode(z))
+    if rival in ("svgd", "psvgd"):
+        descend: Callable[..., Tensor] = sample.svgd if rival == "svgd" else sample.projected_svgd
+        return problem.field.decode(descend(energy, start, iterations=iterations)[0])
+    walk: Callable[..., sample.Chains] = {"hmc": sample.hmc, "mala": sample.mala, "pcn": sample.pcn}[rival]
+    half = iterations // 2
+    return problem.field.decode(walk(energy, start, warmup=half, draws=half, seed=seed).samples.flatten(0, 2))
 
 
 def _amortise(settings: Settings, part: Part, item: tuple[str, int, int]) -> tuple[dict, dict]:

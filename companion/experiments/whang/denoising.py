@@ -10,12 +10,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
 from companion import evaluate, measure, recover
-from companion._support import generator
 from companion.energy import Energy, LatentNorm, NoiseMisfit
 from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 from companion.experiments.whang import sets
@@ -247,7 +245,4 @@ def rate_ratio(levels: Any, ours: np.ndarray, theirs: np.ndarray, draws: int = 5
         at = [brentq(lambda log, goal=goal: curve(mine, log) - goal, -20, 20) for goal in other]
         return float(np.exp(np.mean(at - logs)))
 
-    n = ours.shape[1]
-    chosen = torch.randint(n, (draws, n), generator=generator(0, "bootstrap")).numpy()
-    low, high = np.quantile([ratio(images) for images in chosen], (0.025, 0.975))
-    return ratio(np.arange(n)), float(low), float(high)
+    return evaluate.bootstrap(ratio, ours.shape[1], resamples=draws)
