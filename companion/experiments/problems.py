@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion import evaluate, measure, recover
+from companion import evaluate, measure, priors, recover
 from companion.experiments.parts import Part
 from companion.experiments.shared import data_set, seed_of
 
@@ -31,8 +31,8 @@ def compressed(
 def gaussian(
     name: str, size: int, device: torch.device, floor: float = 0.0, mirror: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Factor and mean of the Gaussian of a data set's training images; see :func:`companion.recover.gaussian_of`."""
-    return recover.gaussian_of(data_set(name, "train", size)[:].to(device), floor, mirror)
+    """Factor and mean of the Gaussian of a data set's training images; see :func:`companion.priors.gaussian_of`."""
+    return priors.gaussian_of(data_set(name, "train", size)[:].to(device), floor, mirror)
 
 
 def denoising(part: Part, truth: Tensor, std: float, draw: str | int = 0) -> tuple[measure.Problem, Tensor]:

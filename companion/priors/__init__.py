@@ -14,7 +14,7 @@ from companion.priors.fields import GaussianField
 from companion.priors.flow import Check, Flow
 from companion.priors.gan import GAN
 from companion.priors.glow import Glow, resized
-from companion.priors.linear import Linear
+from companion.priors.linear import Linear, gaussian_of
 from companion.priors.memory import memory_saving
 from companion.priors.points import PointFlow
 from companion.priors.realnvp import RealNVP

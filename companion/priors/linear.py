@@ -6,6 +6,8 @@ from torch import Tensor
 from companion import _support
 from companion.priors.base import Kept, Prior, standard_normal_log_density
 
+PART = 4096  # images whose covariance is summed at a time
+
 
 class Linear(Prior):
     """x = mean + W z with z ~ N(0, I): the Gaussian N(mean, W Wᵀ) (the linear flows of Hand's lecture notes).
@@ -55,3 +57,35 @@ class Linear(Prior):
         if self.weight.shape[0] != self.weight.shape[1]:
             raise ValueError(f"log_prob: got W of shape {tuple(self.weight.shape)}; allowed: a square W")
         return self._kept([self.weight], lambda: (torch.linalg.inv(self.weight), torch.linalg.slogdet(self.weight)[1]))
+
+
+@torch.no_grad()
+def gaussian_of(images: Tensor, floor: float = 0.0, mirror: bool = False) -> tuple[Tensor, Tensor]:
+    """The Gaussian with the mean and covariance of images, [N, *shape]: its factor G, [n, n], and mean, [*shape].
+
+    G Gᵀ is the covariance plus floor² I, G's columns are the principal components, largest first; float64. With
+    `mirror` the images' mirror images (last axis) count too. ValueError for images that are no finite batch.
+    """
+    if _support.finite("images", images).dim() < 2 or len(images) < 1:
+        raise ValueError(f"images: got shape {tuple(images.shape)}; allowed: [N, ...] with N >= 1")
+    floor = _support.positive("floor", floor, zero=True)
+    like = wide(images[:0])
+    mean, second = like.new_zeros(images[0].numel()), like.new_zeros(images[0].numel(), images[0].numel())
+    for part in images.flatten(1).split(PART):
+        mean += part.to(like).sum(0) / len(images)
+    for part in images.flatten(1).split(PART):
+        offset = part.to(like) - mean
+        second += offset.mT @ offset / len(images)
+    if mirror:
+        places = torch.arange(len(mean), device=like.device).view(images.shape[1:]).flip(-1).flatten()
+        half = (mean - mean[places]) / 2
+        second = (second + second[places][:, places]) / 2 + torch.outer(half, half)
+        mean = mean - half
+    variances, vectors = torch.linalg.eigh(second)
+    factor = vectors.flip(1) * (variances.flip(0).clamp(min=0) + floor**2).sqrt()
+    return factor, mean.view(images.shape[1:])
+
+
+def wide(value: Tensor) -> Tensor:
+    """The tensor in float64, on its device if that has it."""
+    return (value.cpu() if value.device.type == "mps" else value).double()

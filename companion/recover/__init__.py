@@ -2,7 +2,7 @@
 
 from companion.recover.bm3d import bm3d
 from companion.recover.estimators import flow_image, flow_latent, flow_map, gan_latent
-from companion.recover.gaussian import gaussian_map, gaussian_of
+from companion.recover.gaussian import gaussian_map
 from companion.recover.lasso import lasso
 from companion.recover.linear import pseudo_inverse
 from companion.recover.minimise import METHODS, minimise

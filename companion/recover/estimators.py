@@ -108,7 +108,7 @@ def flow_map(
         linear measurements with independent normal noise; "zero", z = 0; "y", z = G⁻¹(y), for noisy images; "normal",
         z ~ N(0, I). Default: "gaussian" where there is such an estimate, else "zero".
     gaussian
-        Factor and mean of a Gaussian prior, from :func:`gaussian_of` of training images.
+        Factor and mean of a Gaussian prior, from :func:`companion.priors.gaussian_of` of training images.
     restarts, seed
         Number of starts z ~ N(0, I) of "normal", of which the best in energy is kept, as in :func:`gan_latent`.
     method, options

@@ -2,7 +2,7 @@
 
 From training images to estimates with 500 noisy measurements of each::
 
-    factor, mean = recover.gaussian_of(training_images)
+    factor, mean = priors.gaussian_of(training_images)
     A, noise = measure.Gaussian(mean.shape, 500), measure.GaussianNoise(0.05)
     y = measure.Problem(A, noise).observe(x)
     estimate = recover.gaussian_map(A, y, factor, mean, noise.std).x
@@ -15,37 +15,11 @@ from torch import Tensor
 
 from companion import _support
 from companion.measure.base import LinearOperator
+from companion.priors.linear import wide
 from companion.recover.linear import checked, squared_norm
 from companion.recover.run import Result
 
-COLUMNS = 512  # of the factor, measured at a time; and 8 times as many images
-
-
-@torch.no_grad()
-def gaussian_of(images: Tensor, floor: float = 0.0, mirror: bool = False) -> tuple[Tensor, Tensor]:
-    """The Gaussian with the mean and covariance of images, [N, *shape]: its factor G, [n, n], and mean, [*shape].
-
-    G Gᵀ is the covariance plus floor² I, G's columns are the principal components, largest first; float64. With
-    `mirror` the images' mirror images (last axis) count too. ValueError for images that are no finite batch.
-    """
-    if _support.finite("images", images).dim() < 2 or len(images) < 1:
-        raise ValueError(f"images: got shape {tuple(images.shape)}; allowed: [N, ...] with N >= 1")
-    floor = _support.positive("floor", floor, zero=True)
-    wide = _wide(images[:0])
-    mean, second = wide.new_zeros(images[0].numel()), wide.new_zeros(images[0].numel(), images[0].numel())
-    for part in images.flatten(1).split(8 * COLUMNS):
-        mean += part.to(wide).sum(0) / len(images)
-    for part in images.flatten(1).split(8 * COLUMNS):
-        offset = part.to(wide) - mean
-        second += offset.mT @ offset / len(images)
-    if mirror:
-        places = torch.arange(len(mean), device=wide.device).view(images.shape[1:]).flip(-1).flatten()
-        half = (mean - mean[places]) / 2
-        second = (second + second[places][:, places]) / 2 + torch.outer(half, half)
-        mean = mean - half
-    variances, vectors = torch.linalg.eigh(second)
-    factor = vectors.flip(1) * (variances.flip(0).clamp(min=0) + floor**2).sqrt()
-    return factor, mean.view(images.shape[1:])
+COLUMNS = 512  # of the factor, measured at a time
 
 
 @torch.no_grad()
@@ -69,7 +43,7 @@ def gaussian_map(
     y
         Measurements, [batch, *operator.output_shape], all of the same noise level.
     factor
-        G, [n, k]; the covariance of the prior is G Gᵀ. :func:`gaussian_of` makes it from training images.
+        G, [n, k]; the covariance of the prior is G Gᵀ. `priors.gaussian_of` makes it from training images.
     mean
         Of the prior, [*operator.shape]; zero if not given.
     noise_std
@@ -83,7 +57,7 @@ def gaussian_map(
     for wrong shapes, NaN, half precision, and for σ = 0 where the measurements of the prior's images are linearly
     dependent.
     """
-    y, like = _wide(checked(operator, y)), y
+    y, like = wide(checked(operator, y)), y
     size = math.prod(operator.shape)
     if _support.finite("factor", factor).dim() != 2 or factor.shape[0] != size:
         raise ValueError(f"factor: got shape {tuple(factor.shape)}; allowed: [{size}, k], a row for each pixel")
@@ -101,11 +75,6 @@ def gaussian_map(
         energy = energy + squared_norm((operator.forward(x) - y) / std) / 2
     found = torch.ones(len(y), dtype=torch.bool)
     return Result.of_one_step(x.to(like), z.to(like), energy.to(like), 0, found, ["closed form"] * len(y))
-
-
-def _wide(value: Tensor) -> Tensor:
-    """The tensor in float64, on its device if that has it."""
-    return (value.cpu() if value.device.type == "mps" else value).double()
 
 
 def _noise_map(noise_std: float | Tensor, shape: tuple[int, ...]) -> Tensor:

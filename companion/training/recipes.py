@@ -1,6 +1,8 @@
 """Recipes of the stored checkpoints: which model, which data, which budget. ``companion train NAME`` runs one."""
 
+import math
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,9 +14,10 @@ from torch import Tensor
 
 from companion import _support, data
 from companion._support import PROFILES
-from companion.priors import GAN, VAE, Glow, Prior, RealNVP, save
+from companion.priors import GAN, VAE, Glow, Linear, Prior, RealNVP, gaussian_of, save
 from companion.priors.checkpoint import read_tensors
 from companion.priors.networks import count_parameters
+from companion.priors.pixels import PixelMap
 from companion.training import distributed
 from companion.training.criteria import Adversarial, Criterion, Elbo, Likelihood, SmoothedLikelihood
 from companion.training.criteria import WeightNormLikelihood as WeightNorm
@@ -45,6 +48,15 @@ class Recipe:
         """The untrained model and the schedule of a profile; quick schedules are all alike."""
         model, changes = self.budgets[profile]
         return self.model(**model), replace(self.schedule, **changes, **(_QUICK if profile == "quick" else {}))
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """The Gaussian with the mean and covariance of training images and their mirror images: no training, one answer."""
+
+    data: str
+    size: int | None
+    trial: str = ""  # as in :class:`Recipe`
 
 
 # Laptop: for one core of a 2020s processor; flows 15 to 25 minutes, VAEs 4, GANs 8. Overnight: at most 6 hours there.
@@ -151,11 +163,13 @@ RECIPES: dict[str, Recipe] = {
         "photographs", 32, Adversarial, _GAN_32, replace(_GAN, augment=("flip",)), _GAN_PHOTOS, "photos"
     ),
 }
+_ROUNDING = 1 / (255 * math.sqrt(12))  # standard deviation of what an 8-bit pixel has lost
+GAUSSIANS = {"gaussian-photos32": Covariance("photographs", 32, "photos")}
 
 
 def recipe_names() -> list[str]:
-    """Names of the checkpoints that can be trained."""
-    return sorted(RECIPES)
+    """Names of the checkpoints that can be made."""
+    return sorted([*RECIPES, *GAUSSIANS])
 
 
 def train_recipe(
@@ -177,8 +191,11 @@ def train_recipe(
     The file goes to the folder `out` (default: the package's store, where :func:`companion.priors.load` finds it). The
     state of the running training lies beside it as ``NAME.PROFILE.training`` until then: started again, the command
     continues from there. `start` is that of :func:`companion.training.fit`. With `export` nothing is trained: the
-    averaged weights that the running state holds become the checkpoint. Under ``torchrun --nproc-per-node N -m
-    companion.cli train NAME`` the processes share each batch, and on CUDA each has its own GPU.
+    averaged weights that the running state holds become the checkpoint. A Gaussian is computed at once, the same in all
+    profiles but quick, and has neither.
+
+    Under ``torchrun --nproc-per-node N -m companion.cli train NAME`` the processes share each batch, and on CUDA each
+    has its own GPU.
 
     Raises ValueError for an unknown name or profile, for a folder that cannot be written, for pictures with a prior of
     greyscale images or without `out`, and, unless `replace`, where the store's checkpoint is of a larger profile.
@@ -191,39 +208,29 @@ def train_recipe(
         raise ValueError("out: got none for a prior of other pictures than the store's; allowed: your own folder")
     if not out and not replace:
         _keep_larger(name, profile, folder / f"{name}.safetensors")
+    if name in GAUSSIANS:
+        if start is not None or export:
+            raise ValueError(f"start, export: got one for {name}; allowed: neither, as nothing is trained")
+        return _store_gaussian(folder, *_source(name, GAUSSIANS[name], profile, pictures))
     recipe = RECIPES[name]
     model, schedule = recipe.build(profile)
-    name_of_data = (profile == "quick" and recipe.trial) or recipe.data
-    read, licence = partial(data.load, name_of_data), data.licence(name_of_data)
-    if pictures is not None:
-        if model.shape[0] != 3:
-            raise ValueError(f"pictures: got some for {name}, a prior of grey images; allowed: with a colour one")
-        read, licence = partial(data.folder, pictures), "that of the pictures; not known here"
-    train, validation, test = (read(split, recipe.size) for split in data.SPLITS)
-    stem = name if pictures is None else f"{name}-{Path(pictures).name}"
+    if pictures is not None and model.shape[0] != 3:
+        raise ValueError(f"pictures: got some for {name}, a prior of grey images; allowed: with a colour one")
+    stem, (train, validation, test), facts = _source(name, recipe, profile, pictures)
     path, running = folder / f"{stem}.safetensors", folder / f"{stem}.{profile}.training"
     criterion = recipe.criterion()
-    source = name_of_data if pictures is None else f"the folder {Path(pictures).name}"
-    sides = f" at {recipe.size}×{recipe.size}" if recipe.size else ""
-    facts = {
-        "name": stem,
-        "profile": profile,
-        "data": f"{source}, training split, {len(train.images)} images{sides}",
-        "licence of the data": licence,
-        "settings": asdict(schedule),
-        "seed": schedule.seed,
-    }
+    facts |= {"settings": asdict(schedule), "seed": schedule.seed}
     if export:
         model = averaged(running)
         curve = LearningCurve(**read_tensors(running)[1]["progress"]["curve"])
-        return save(model, path, facts | _card(model, criterion, curve, model.card["step"], test.images))
+        return save(model, path, facts | _card(model, criterion, curve, model.card["step"], test))
     with distributed.process_group(device) as own_device:
         curve = fit(
             model,
-            train.images,
+            train,
             criterion,
             schedule,
-            validation=_spread(validation.images, 500),
+            validation=_spread(validation, 500),
             checkpoint=running,
             start=start,
             device=own_device,
@@ -232,11 +239,48 @@ def train_recipe(
 
         def store() -> Path:
             steps = curve.validated[-1] if curve.stopped_early else schedule.steps
-            save(model.cpu(), path, facts | _card(model, criterion, curve, steps, test.images))
+            save(model.cpu(), path, facts | _card(model, criterion, curve, steps, test))
             running.unlink(missing_ok=True)
             return path
 
         return distributed.from_first(store)
+
+
+def _source(
+    name: str, recipe: Recipe | Covariance, profile: str, pictures: str | Path | None
+) -> tuple[str, list[Tensor], dict[str, Any]]:
+    """Name of the checkpoint, images of the three splits, and what its card says of them."""
+    chosen = (profile == "quick" and recipe.trial) or recipe.data
+    stem, source, licence, read = name, chosen, data.licence(chosen), partial(data.load, chosen)
+    if pictures is not None:
+        own = Path(pictures).name
+        stem, source, licence = f"{name}-{own}", f"the folder {own}", "that of the pictures; not known here"
+        read = partial(data.folder, pictures)
+    splits = [read(split, recipe.size).images for split in data.SPLITS]
+    sides = f" at {recipe.size}×{recipe.size}" if recipe.size else ""
+    about = f"{source}, training split, {len(splits[0])} images{sides}"
+    return stem, splits, {"name": stem, "profile": profile, "data": about, "licence of the data": licence}
+
+
+def _store_gaussian(folder: Path, stem: str, splits: list[Tensor], facts: dict[str, Any]) -> Path:
+    """A Gaussian's checkpoint, its score that of flows: bits per dimension of dequantised test images."""
+    began = time.perf_counter()
+    train, test = as_pixels(splits[0], torch.empty(0)), as_pixels(_spread(splits[2], 2000), torch.empty(0))
+    factor, mean = gaussian_of(train, mirror=True)
+    if factor[:, -1].norm() < _ROUNDING:  # too few images, or pixels that are all alike: a density needs some spread
+        factor, mean = gaussian_of(train, _ROUNDING, mirror=True)
+    model, pixels = Linear(factor.float(), mean.float(), tuple(mean.shape)), PixelMap()
+    nats = model.log_prob(pixels.dequantise(test, _support.generator(0, "validation")))
+    card = {
+        "fitted by": "mean and covariance of the images and their mirror images, in closed form",
+        "steps": 0,
+        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "test score": round(float(pixels.bits_per_dim(nats, model.latent_dim).mean()), 4),
+        "test images": len(test),
+        "unit": Likelihood.unit,
+        "torch": torch.__version__.split("+")[0],
+    }
+    return save(model, folder / f"{stem}.safetensors", facts | card)
 
 
 def quality(path: str | Path) -> str:
@@ -244,7 +288,8 @@ def quality(path: str | Path) -> str:
     card = read_tensors(Path(path))[1]["card"]
     trial = ": a trial of the command, not a prior to use" if card["profile"] == "quick" else ""
     score, images = f"{card['test score']} {card['unit']}", card["test images"]
-    return f"{score} on {images} test images after {card['steps']} steps{trial}"
+    steps = f" after {card['steps']} steps" if card["steps"] else ""
+    return f"{score} on {images} test images{steps}{trial}"
 
 
 def _keep_larger(name: str, profile: str, path: Path) -> None:

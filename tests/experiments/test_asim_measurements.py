@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
 
-from companion import experiments, measure, priors, recover
+from companion import experiments, measure, priors
 from companion.experiments import problems, registry
 from companion.experiments.asim import measurements, restricted_eigenvalue
 from companion.experiments.parts import Part
@@ -32,13 +32,13 @@ def test_the_linear_range_is_that_of_scikit_learn_and_the_fit_that_of_numpy():
     dense = operator.forward(torch.eye(20, dtype=torch.float64).view(-1, *SHAPE)).mT.numpy()
     inside = dense @ pca.components_.T
     fitted = np.linalg.lstsq(inside, (y.numpy() - pca.mean_ @ dense.T).T, rcond=None)[0].T
-    found = measurements.least_squares(operator, y, *recover.gaussian_of(x), k)
+    found = measurements.least_squares(operator, y, *priors.gaussian_of(x), k)
     np.testing.assert_allclose(found.flatten(1), pca.mean_ + fitted @ pca.components_, rtol=1e-8)
 
 
 def test_without_noise_as_many_components_as_the_truth_has_give_it_back():
     x = images(60)
-    factor, mean = recover.gaussian_of(x)
+    factor, mean = priors.gaussian_of(x)
     truth = mean + (torch.randn(2, 6, dtype=torch.float64) @ factor[:, :6].mT).view(-1, *SHAPE)
     operator = measure.Gaussian(SHAPE, 8, seed=1)
     found = measurements.least_squares(operator, operator(truth), factor, mean, 6)

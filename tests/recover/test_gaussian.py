@@ -6,7 +6,7 @@ import torch
 
 from companion import measure, recover
 from companion.energy import Energy, LatentNorm, NoiseMisfit, SquaredMisfit
-from companion.recover.gaussian import gaussian_map, gaussian_of
+from companion.recover.gaussian import gaussian_map
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -119,17 +119,6 @@ def test_no_image_depends_on_its_neighbours(dtype, std):
     assert together.dtype == dtype
     alone = torch.cat([gaussian_map(operator, row[None], FACTOR, MEAN, std).x for row in y])
     torch.testing.assert_close(together, alone)
-
-
-@pytest.mark.parametrize("mirror", [False, True])
-def test_the_gaussian_of_images_is_numpys(mirror):
-    images = (normal(50, 24, seed=1) @ FACTOR.T).unflatten(1, SHAPE).float() + 1
-    factor, mean = gaussian_of(images, floor=0.1, mirror=mirror)
-    rows = torch.cat([images, images.flip(-1)] if mirror else [images]).flatten(1).double().numpy()
-    np.testing.assert_allclose(mean.flatten(), rows.mean(0), atol=1e-12)
-    np.testing.assert_allclose(factor @ factor.T, np.cov(rows.T, bias=True) + 0.01 * np.eye(24), atol=1e-10)
-    with pytest.raises(ValueError, match=r"images: got shape \(0, 2, 3, 4\)"):
-        gaussian_of(images[:0])
 
 
 def test_float32_measurements_are_solved_in_float64():

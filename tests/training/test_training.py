@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from flow_cases import rand, tiny
+from scipy import stats
 from training_cases import SMALL, die, die_within, model, photos, same_weights, start, train
 
 from companion import _support, data, priors, training
@@ -392,6 +394,26 @@ def test_bad_input_is_refused_before_the_first_step(options, message):
     with pytest.raises(ValueError, match=message) as refusal:
         train(**({"schedule": SMALL} | options))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_gaussian_is_computed_from_images_and_their_mirror_images(tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.GAUSSIANS, "gaussian-digits", recipes.Covariance("digits", None))
+    path = training.train_recipe("gaussian-digits", out=tmp_path)
+    found, images = priors.load(path), data.load("digits").images.float() / 255
+    rows = torch.cat([images, images.flip(-1)]).flatten(1).double().numpy()
+    spread = np.eye(64) / (12 * 255**2)  # some border pixels are black in all digits
+    np.testing.assert_allclose(found.mean, rows.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.weight @ found.weight.T, np.cov(rows.T, bias=True) + spread, atol=1e-5)
+    x = data.load("digits", "test").images[:200].double() / 255
+    law = stats.multivariate_normal(rows.mean(0), np.cov(rows.T, bias=True) + spread)
+    rng = np.random.default_rng(0)
+    noisy = x.flatten(1).numpy() + (rng.random((200, 64)) - 0.5) / 255
+    bits = -law.logpdf(noisy) / (64 * math.log(2)) + math.log2(255)
+    assert abs(found.card["test score"] - bits.mean()) < 0.1
+    assert training.quality(path) == f"{found.card['test score']} bits/dim on 297 test images"
+    for option in ({"start": "glow-mnist"}, {"export": True}):
+        with pytest.raises(ValueError, match="start, export: got one for gaussian-digits; allowed: neither"):
+            training.train_recipe("gaussian-digits", out=tmp_path, **option)
 
 
 @pytest.fixture

@@ -1,0 +1,20 @@
+"""The Gaussian of images against NumPy's mean and covariance."""
+
+import numpy as np
+import pytest
+import torch
+
+from companion.priors import gaussian_of
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_gaussian_of_images_is_numpys(mirror):
+    images = (torch.randn(50, 24, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 25)).unflatten(
+        1, (2, 3, 4)
+    ) / 24
+    factor, mean = gaussian_of(images, floor=0.1, mirror=mirror)
+    rows = torch.cat([images, images.flip(-1)] if mirror else [images]).flatten(1).double().numpy()
+    np.testing.assert_allclose(mean.flatten(), rows.mean(0), atol=1e-12)
+    np.testing.assert_allclose(factor @ factor.T, np.cov(rows.T, bias=True) + 0.01 * np.eye(24), atol=1e-10)
+    with pytest.raises(ValueError, match=r"images: got shape \(0, 2, 3, 4\)"):
+        gaussian_of(images[:0])
