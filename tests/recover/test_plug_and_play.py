@@ -41,6 +41,7 @@ def test_with_a_gaussians_denoiser_it_ends_at_the_exact_estimate_whatever_the_st
     assert torch.allclose(found.x, exact, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_with_soft_thresholding_it_ends_where_the_lasso_does():
     operator, weight = OPERATORS["gaussian"], 20.0  # of ‖x‖₁ beside ‖A x − y‖² / 2σ²
 
