@@ -1,6 +1,7 @@
 """Posterior sampling: problems, intervals, designs and light, against closed forms and scikit-learn."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from sklearn import metrics
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from companion import priors
-from companion.experiments.ang import adaptive, calibration, discriminator, optimisation, problems
+from companion import priors, sample
+from companion.experiments.ang import adaptive, calibration, discriminator, discriminator_flow, optimisation, problems
 from companion.experiments.parts import Part
 
 CPU = torch.device("cpu")
@@ -69,6 +70,22 @@ def test_the_fixed_design_knows_the_training_images_covariance(vae):
     np.testing.assert_allclose(covariance, np.cov(flat.T, bias=True), atol=1e-5)
 
 
+def test_draws_given_rows_are_those_of_the_exact_posterior():
+    weight, std, candidates = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)).double(), 0.2, 9
+    rows = adaptive._rows(Part(CPU, 0), priors.Linear(weight, shape=(1, 2, 3)), candidates)
+    x = (weight @ torch.tensor([0.5, -1.0]).double()).view(1, 1, 2, 3)
+    torch.testing.assert_close(rows.images(rows.of(x)), x)
+    seen = torch.zeros(1, *rows.shape, dtype=torch.bool)
+    seen[0, 0, [1, 4, 7]] = True
+    y = rows.of(x)[seen][None] + 0.1
+    drawn = rows.images(sample.LatentPosterior(rows, std, chains=20, draws=60, search=40)(seen, y, 1)).flatten(1)
+    given = rows.matrix[[1, 4, 7]] @ weight
+    covariance = torch.linalg.inv(torch.eye(2) + given.T @ given / std**2)
+    exact, widths = weight @ covariance @ given.T @ y[0] / std**2, (weight @ covariance @ weight.T).diagonal().sqrt()
+    assert ((drawn.mean(0) - exact).abs() / widths).max() < 0.12
+    assert (drawn.std(0) / widths - 1).abs().max() < 0.12
+
+
 def test_the_printed_ucb_adds_variances(vae):
     def normal(mask, y, round_):
         return torch.randn(500, 2, 784, generator=torch.Generator().manual_seed(round_)) * 0.3 + 0.1
@@ -117,7 +134,7 @@ def test_the_log_loss_falls_when_it_is_descended_and_the_prior_keeps_its_discrim
     held_out = discriminator.real_images(settings, part, 200, "test"), problems.truths(part, vae, "prior", 200)
     losses = {}
     for how in ("as trained", "logistic", "theorem 2"):
-        judge = discriminator.judge(settings, part, vae, how)
+        judge = discriminator.judge(settings, part, vae, how, partial(discriminator.real_images, settings, part))
         with torch.no_grad():
             losses[how] = float(discriminator.log_loss(judge, *held_out))
     assert losses["logistic"] < losses["as trained"] < losses["theorem 2"]
@@ -139,6 +156,15 @@ def test_the_energy_distance_of_numbers_is_scipys(weighted):
     weights = torch.rand(30, generator=source).softmax(0) if weighted else None
     found = discriminator.energy_distance(x.view(-1, 1, 1, 1), y.view(-1, 1, 1, 1), weights)
     assert found == pytest.approx(stats.energy_distance(x, y, weights), rel=1e-5)
+
+
+def test_what_is_measured_for_a_smoothed_flow_has_its_noise_too():
+    sizes = {"data": "digits", "runs": (), "calibration": 1, "labelled": 1, "draws": 1, "budget": 1, "chains": 1}
+    settings = discriminator_flow.Settings(**sizes, images=9, posterior=1, m=300, std=0.2, leapfrogs=1, smoothing=0.3)
+    truth, problem, y = discriminator_flow.measured(settings, Part(CPU, 0))
+    known = discriminator_flow.noisy(settings, Part(CPU, 0), 9, "test")
+    assert (known - truth).std() == pytest.approx(0.3, rel=0.05)
+    assert (y - problem.operator.forward(known)).std() == pytest.approx(0.2, rel=0.05)  # 2,700 draws
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """Choosing measurements: against brute force, and on a Gaussian, whose posterior is known."""
 
+import math
+from itertools import combinations
+
 import pytest
 import torch
 from sampling_cases import normal
@@ -62,6 +65,23 @@ def test_greedy_takes_the_largest_variance_given_those_before():
         left = left.diagonal().clone()
         left[[4, *before]] = -1
         assert pixel == int(left.argmax())
+
+
+def test_greedy_rows_gain_the_most_information_step_by_step_and_nearly_the_most_of_all_sets():
+    """Information of rows S about x: ½ log det(I + A_S C A_Sᵀ / σ²), by brute force (Krause et al. 2008, sec. 4)."""
+    rows = normal(9, 12, seed=2) / 12**0.5
+    covariance = rows @ WEIGHT @ WEIGHT.T @ rows.T
+
+    def information(chosen):
+        inside = covariance[list(chosen)][:, list(chosen)]
+        return float(torch.logdet(torch.eye(len(chosen)) + inside / STD**2)) / 2
+
+    found = sample.greedy(covariance, 4, STD).tolist()
+    for number, row in enumerate(found):
+        others = set(range(9)) - set(found[:number])
+        assert row == max(others, key=lambda other: information([*found[:number], other]))
+    best = max(map(information, combinations(range(9), 4)))
+    assert (1 - 1 / math.e) * best <= information(found) <= best + 1e-9
 
 
 @pytest.mark.parametrize("rule", ["conditional", "variance", "epsilon"])

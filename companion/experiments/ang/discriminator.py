@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -33,6 +34,9 @@ class Settings:
     m: int = 50  # pixels seen
     std: float = 0.1  # of the noise of measurements
 
+
+Real = Callable[[int, str], Tensor]
+"""(number, split) → real images, [number, *shape]."""
 
 _LEAPFROGS = 5
 _BATCH = 64  # of either class, in a step of "logistic"
@@ -118,7 +122,7 @@ def real_images(settings: Settings, part: Part, number: int, split: str) -> Tens
     return pool[accepted.to(pool.device)][:number]
 
 
-def judge(settings: Settings, part: Part, prior: Any, how: str) -> Callable[[Tensor], Tensor]:
+def judge(settings: Settings, part: Part, prior: Any, how: str, real: Real) -> Callable[[Tensor], Tensor]:
     """The GAN's discriminator, in evaluation mode: "as trained", or tuned to images of `prior`.
 
     "theorem 2" descends E d(G(z)) alone, by 5 steps of SGD over 1,000 draws in training mode, as Ang's code does.
@@ -137,8 +141,8 @@ def judge(settings: Settings, part: Part, prior: Any, how: str) -> Callable[[Ten
         steps = [partial(lambda images: gan.discriminate(images).mean(), generated)] * 5
     else:
         optimiser = torch.optim.Adam(parameters, lr=1e-4)
-        real = real_images(settings, part, settings.tuning * _BATCH, "train")
-        pairs = zip(real.split(_BATCH), _drawn(part, prior, len(real), "tuning").split(_BATCH), strict=True)
+        known = real(settings.tuning * _BATCH, "train")
+        pairs = zip(known.split(_BATCH), _drawn(part, prior, len(known), "tuning").split(_BATCH), strict=True)
         steps = [partial(log_loss, gan.discriminate, *pair) for pair in pairs]
     for step in steps:
         optimiser.zero_grad()
@@ -161,13 +165,13 @@ def log_loss(log_ratio: Callable[[Tensor], Tensor], real: Tensor, generated: Ten
 
 
 def _calibrate(
-    settings: Settings, part: Part, prior: Any, discriminate: Callable[[Tensor], Tensor]
+    settings: Settings, part: Part, prior: Any, discriminate: Callable[[Tensor], Tensor], real: Real
 ) -> tuple[energy.LogRatio, dict[str, float]]:
     """The calibrated log ratio, and what it is worth: scale, and log losses in nats on images of another set."""
 
     def both(split: str) -> tuple[Tensor, Tensor]:
-        real = real_images(settings, part, settings.calibration, split)
-        return real, _drawn(part, prior, len(real), split)
+        images = real(settings.calibration, split)
+        return images, _drawn(part, prior, len(images), split)
 
     ratio, held_out = sample.calibrated(discriminate, *both("validation")), both("test")
     with torch.no_grad():
@@ -190,31 +194,7 @@ def _refine(settings: Settings, part: Part, item: tuple[str, str, float]) -> tup
     """The prior tilted with weight λ: its draws by chains and by importance weights, and posterior means."""
     name, how, weight = item
     prior = shared.prior(part, name)
-    ratio, facts = _calibrate(settings, part, prior, judge(settings, part, prior, how))
-    penalty = energy.Discrimination(ratio, weight)
-    real = real_images(settings, part, settings.draws, "test")
-
-    z = prior_latents(part, prior, settings.draws, "refined")
-    steps = settings.budget // _LEAPFROGS
-    chains = sample.hmc(
-        lambda z: z.square().sum(1) / 2 + penalty(energy.LatentPoint(prior, z)),
-        z[:, None],
-        leapfrogs=_LEAPFROGS,
-        draws=1,
-        warmup=steps - 1,
-        seed=shared.seed_of(part, "prior"),
-    )
-    part.count_evaluations(int(chains.evaluations.sum()))
-    with torch.no_grad():
-        generated, refined = prior.decode(z), prior.decode(chains.last[:, 0])
-        before, after = ratio(generated), ratio(refined)
-    weights = sample.importance_weights(weight * before)
-    numbers = facts | {
-        "importance ess": float(weights.ess),
-        "energy distance": energy_distance(refined, real),
-        "energy distance, importance": energy_distance(generated, real, weights.values),
-    }
-
+    penalty, arrays = tilt(settings, part, prior, how, weight, partial(real_images, settings, part), _LEAPFROGS)
     truth = real_images(settings, part, settings.images, "test")
     problem, y = observed(part, truth, Case("inpainting", settings.m, settings.std))
     plain = posterior(prior, problem, y)
@@ -228,23 +208,58 @@ def _refine(settings: Settings, part: Part, item: tuple[str, str, float]) -> tup
     found = sample.hmc(tilted, z0, seed=shared.seed_of(part, "posterior"), **options)
     part.count_evaluations(settings.images * (settings.chains * settings.search + metric.evaluations))
     part.count_evaluations(int(found.evaluations.sum()))
-    estimate = found.estimate(prior)
+    rhat = found.diagnostics().rhat.max(1)
+    return {}, arrays | scores(settings, part, found.estimate(prior), truth, rhat, found.accept_rate.mean(1))
+
+
+def tilt(
+    settings: Settings, part: Part, prior: Any, how: str, weight: float, real: Real, leapfrogs: int
+) -> tuple[energy.Discrimination, dict]:
+    """The term of the tilted energy, and draws of the tilted prior by chains and by importance weights."""
+    ratio, facts = _calibrate(settings, part, prior, judge(settings, part, prior, how, real), real)
+    penalty = energy.Discrimination(ratio, weight)
+    held_out = real(settings.draws, "test")
+    z = prior_latents(part, prior, settings.draws, "refined")
+    steps = settings.budget // leapfrogs
+    chains = sample.hmc(
+        lambda z: z.square().sum(1) / 2 + penalty(energy.LatentPoint(prior, z)),
+        z[:, None],
+        leapfrogs=leapfrogs,
+        draws=1,
+        warmup=steps - 1,
+        seed=shared.seed_of(part, "prior"),
+    )
+    part.count_evaluations(int(chains.evaluations.sum()))
+    with torch.no_grad():
+        generated, refined = prior.decode(z), prior.decode(chains.last[:, 0])
+        before, after = ratio(generated), ratio(refined)
+    weights = sample.importance_weights(weight * before)
+    numbers = facts | {
+        "importance ess": float(weights.ess),
+        "energy distance": energy_distance(refined, held_out),
+        "energy distance, importance": energy_distance(generated, held_out, weights.values),
+    }
+    return penalty, {
+        **{name: named(round(value, 4)) for name, value in numbers.items()},
+        "log ratio": named(shared.numpy(torch.stack([before, after]), 3), at=("prior", "tilted"), draw=settings.draws),
+        "refined step": named(shared.numpy(chains.step, 4), draw=settings.draws),
+        "refined": shared.pictures(refined[:8]),
+    }
+
+
+def scores(
+    settings: Settings, part: Part, estimate: Tensor, truth: Tensor, rhat: np.ndarray, accept_rate: Tensor
+) -> dict:
+    """What estimates of the images are worth, an image each, and what their chains were."""
     digit = _reader(settings, part)
     per_image = {
         "error": evaluate.mse(estimate, truth),
         "ssim": evaluate.ssim(estimate, truth),
         "label": (digit(estimate) == digit(truth)).double(),
-        "rhat": torch.as_tensor(found.diagnostics().rhat.max(1)).clamp(max=1e6),
-        "accept_rate": found.accept_rate.mean(1),
+        "rhat": torch.as_tensor(rhat).clamp(max=1e6),
+        "accept_rate": accept_rate,
     }
-    return {}, {
-        **{name: named(round(value, 4)) for name, value in numbers.items()},
-        "log ratio": named(shared.numpy(torch.stack([before, after]), 3), at=("prior", "tilted"), draw=settings.draws),
-        "refined step": named(shared.numpy(chains.step, 4), draw=settings.draws),
-        **shared.by_image(per_image, 5),
-        "refined": shared.pictures(refined[:8]),
-        "estimate": shared.pictures(estimate[:8]),
-    }
+    return {**shared.by_image(per_image, 5), "estimate": shared.pictures(estimate[:8])}
 
 
 def _reader(settings: Settings, part: Part) -> Callable[[Tensor], Tensor]:

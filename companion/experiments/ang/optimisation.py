@@ -21,6 +21,7 @@ RULES = (
     "vae, printed ucb",
     "vae, thompson",
 )
+_FOUR = ("random", "training image", "gp, ucb", "gaussian, ucb", "gaussian, thompson", "vae, ucb", "vae, thompson")
 PRINTED_KAPPA = 50.0  # of the variance, in Ang's code
 LENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # in pixels, of the process's kernel; the likeliest one is taken
 
@@ -65,6 +66,32 @@ def optimisation(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Measures one pixel a round by every rule, until the brightest is found."""
     items = [(number, rule) for number in settings.slopes for rule in settings.rules]
     return {}, gather(context.map(_optimise, items, "rules"), slopes=settings.slopes, rule=settings.rules)
+
+
+@experiment(
+    "ang.optimisation-four",
+    paper="Ang 2021",
+    shows="Fig. 7, 8, 10, the images with four gradients",
+    profiles={
+        "quick": Settings(
+            data="prior",
+            images=3,
+            training=200,
+            slopes=(4,),
+            rounds=4,
+            chains=1,
+            draws=10,
+            rules=("random", "gaussian, ucb", "vae, thompson"),
+        ),
+        # two chains of each of four hypotheses: as many in all as under two slopes
+        "laptop": Settings(data="mnist", images=100, training=10_000, slopes=(4,), rounds=12, chains=2, rules=_FOUR),
+        "paper": Settings(data="mnist", images=1000, training=60_000, slopes=(4,), rounds=40),
+    },
+    tolerances={"regret": 0.5},
+)
+def four(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Measures one pixel a round under light from one of four sides, until the brightest is found."""
+    return optimisation(settings, context)
 
 
 class Sloped:
