@@ -280,7 +280,7 @@ def _store_gaussian(folder: Path, stem: str, splits: list[Tensor], facts: dict[s
         "unit": Likelihood.unit,
         "torch": torch.__version__.split("+")[0],
     }
-    return save(model, folder / f"{stem}.safetensors", facts | card)
+    return save(model, folder / f"{stem}.safetensors", facts | card, half=True)
 
 
 def quality(path: str | Path) -> str:
