@@ -14,7 +14,14 @@ from companion.experiments.whang import sets
 from companion.priors import Linear
 
 POWER_STEPS = 30  # of the spectral start
-METHODS = ("map from zero", "map from start", "gaussian from zero", "gaussian from start", "no prior")
+METHODS = (
+    "map from zero",
+    "map from start",
+    "map from gaussian",
+    "gaussian from zero",
+    "gaussian from start",
+    "no prior",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +77,9 @@ def nonlinear(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers digits from magnitudes and from a saturating camera, by MAP and by descent without a prior.
 
     "map" is that of the flow, "gaussian" that of the Gaussian with the training digits' mean and covariance. "from
-    zero" begins at z = 0; "from start" and "no prior" at the spectral estimate of the magnitudes (so that
-    "no prior" is Wirtinger flow, with L-BFGS for its steps), or at the camera's inverse. PSNR of magnitudes is that of
-    the better of x and −x.
+    zero" begins at z = 0; "map from gaussian" at the estimate of "gaussian from zero", each with half of the
+    evaluations; "from start" and "no prior" at the spectral estimate of the magnitudes (so that "no prior" is Wirtinger
+    flow, with L-BFGS for its steps), or at the camera's inverse. PSNR of magnitudes is that of the better of x and −x.
     """
     arrays, chosen = dict[str, Any](), dict[str, Any]()
     for kind, values in (("phase", settings.measurements), ("camera", settings.exposures)):
@@ -123,24 +130,32 @@ def _solver(
     settings: Settings, part: Part, problem: measure.Problem, y: Tensor, method: str
 ) -> Callable[[float], recover.Result]:
     """The method, as a function of β."""
-    options: dict[str, Any] = {"max_evaluations": settings.budget}
+    misfit = NoiseMisfit(problem, y)
+    limits: list[dict[str, Any]] = [{"max_evaluations": number} for number in (settings.budget, settings.budget // 2)]
+    budget, half = limits
     if method == "no prior":
-        misfit = NoiseMisfit(problem, y)
-        return lambda _: recover.minimise(misfit, first_guess(problem, y), **options)
-    gaussian = method.startswith("gaussian")
-    prior: Any = shared.prior(part, settings.flow)
-    if gaussian:
-        factor, mean = sets.gaussian(settings.data, 28, part.device)
-        prior = Linear(factor.to(y), mean.to(y), tuple(mean.shape))
+        return lambda _: recover.minimise(misfit, first_guess(problem, y), **budget)
+    factor, mean = sets.gaussian(settings.data, 28, part.device)
+    gaussian = Linear(factor.to(y), mean.to(y), tuple(mean.shape))
+    flow = shared.prior(part, settings.flow)
+
+    def by_gaussian(beta: float, z0: Tensor, **limit: Any) -> recover.Result:
+        # β ‖z‖² / 2 is −β log p(x), but for a constant
+        return recover.minimise(Energy(gaussian, misfit, LatentNorm(beta / 2, squared=True)), z0, **limit)
+
+    if method == "map from gaussian":
+        before = by_gaussian(1.0, recover.start(gaussian, y), **half)
+
+        def go_on(beta: float) -> recover.Result:
+            found = recover.flow_map(flow, problem, y, beta, start=flow.encode(before.x), **half)
+            return replace(found, evaluations=before.evaluations + found.evaluations)
+
+        return go_on
+    prior: Any = gaussian if method.startswith("gaussian") else flow
     z0 = recover.start(prior, y) if method.endswith("zero") else prior.encode(first_guess(problem, y))
-
-    def solve(beta: float) -> recover.Result:
-        if gaussian:  # β ‖z‖² / 2 is −β log p(x), but for a constant
-            energy = Energy(prior, NoiseMisfit(problem, y), LatentNorm(beta / 2, squared=True))
-            return recover.minimise(energy, z0, **options)
-        return recover.flow_map(prior, problem, y, beta, start=z0, **options)
-
-    return solve
+    if prior is gaussian:
+        return lambda beta: by_gaussian(beta, z0, **budget)
+    return lambda beta: recover.flow_map(flow, problem, y, beta, start=z0, **budget)
 
 
 def _score(problem: measure.Problem) -> Callable[[Tensor, Tensor], Tensor]:
