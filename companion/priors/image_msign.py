@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from companion import _support
-from companion.priors.bijections import Bijection, Mapped
+from companion.priors.bijections import ActNorm, Bijection, Chain, HaarSqueeze, Mapped
 from companion.priors.conditioning import HaarConditioning
 from companion.priors.flow import Flow
 from companion.priors.glow import check_image_shape
@@ -21,8 +21,9 @@ class ImageMsIGN(Flow):
     """A density of images made from coarse to fine: x₁ = F₁(m + s z₁), x_l = F_l(4 Aᵀ x_{l−1} + μ_l Ãᵀ z_l).
 
     A new one is Gaussian: all F_l start as the identity, the pixels of the coarsest image as N(m, s²), and the
-    orthonormal Haar details of scale l as N(0, μ_l²/4). All this is of what the pixel map makes of images: with logit
-    pixels, the averages are of logits. The latent's parts stand from coarse to fine.
+    orthonormal Haar details of scale l as N(0, μ_l²/4). :meth:`initialise` leaves that as it is and gives the couplings
+    inside normalised values. All this is of what the pixel map makes of images: with logit pixels, the averages are of
+    logits. The latent's parts stand from coarse to fine.
 
     Parameters
     ----------
@@ -60,9 +61,9 @@ class ImageMsIGN(Flow):
         if len(mu) != scales - 1:
             raise ValueError(f"mu: got {len(mu)} numbers; allowed: {scales - 1}, one for each scale but the coarsest")
         finer = [(channels, height >> level, breadth >> level) for level in range(scales - 2, -1, -1)]
-        flows = [GlowBlock(channels, steps, width, seed, scale).float() for scale in range(1, scales + 1)]
+        flows = [_HaarBlock(channels, steps, width, seed, scale).float() for scale in range(1, scales + 1)]
         conditionings = [HaarConditioning(*each) for each in zip(finer, mu, strict=True)]
-        scheme = Scales(shape, _Scaled(mean, std), conditionings, flows)
+        scheme = _ImageScales(shape, _Scaled(mean, std), conditionings, flows)
         # in the layout of the images: else each convolution copies its weights first
         scheme.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(shape, scheme, PixelMap(pixels, bits, contraction))
@@ -78,6 +79,32 @@ def moments(x: Tensor, scales: int, pixels: PixelMap) -> dict[str, Any]:
         mu.append(2 * HaarConditioning.fitted(h).std)
         h = avg_pool2d(h, 2)
     return {"mu": tuple(mu[::-1]), "mean": float(h.mean()), "std": float(h.std())}
+
+
+class _HaarBlock(GlowBlock):
+    """Glow steps between averages and details of 2 × 2 pixels, each normalised: F_l, which starts as the identity.
+
+    Pixels as they are, of another mean and spread and nearly equal to their neighbours, would be learned much later.
+    """
+
+    def __init__(self, channels: int, steps: int, width: int, seed: int = 0, scale: int = 1) -> None:
+        super().__init__(channels, steps, width, seed, scale)
+        self.squeeze = Chain([HaarSqueeze(), ActNorm(4 * channels)])  # type: ignore[assignment]
+
+    def initialise(self, x: Tensor) -> Tensor:
+        self.squeeze.initialise(x)
+        return self.encode(x)[0]
+
+
+class _ImageScales(Scales):
+    """Scales whose flows are given their first batch."""
+
+    def initialise(self, x: Tensor) -> Tensor:
+        h = x
+        for shape, coarse_shape, conditioning, flow in self._steps():
+            h = conditioning.encode(flow.initialise(h.reshape(-1, *shape)))[0][:, : math.prod(coarse_shape)]
+        self.flows[0].initialise(h.reshape(-1, *self.shapes[0]))
+        return self.encode(x)[0]
 
 
 class _Scaled(Bijection):

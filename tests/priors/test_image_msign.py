@@ -13,10 +13,13 @@ from companion.priors.image_msign import ImageMsIGN, moments
 from companion.priors.pixels import PixelMap
 
 
-def test_bits_per_dim_of_a_new_model_are_those_of_its_gaussian() -> None:
+@pytest.mark.parametrize("initialised", [False, True])
+def test_bits_per_dim_of_a_new_model_are_those_of_its_gaussian(initialised: bool) -> None:
     mu, mean, std = 0.5, -0.1, 0.4
     model = ImageMsIGN((1, 4, 4), 2, steps=2, width=3, mu=(mu,), mean=mean, std=std).double()
     x = torch.round(rand(5, 1, 4, 4) * 255) / 255
+    if initialised:
+        model.initialise(x)
     average = np.kron(np.eye(2), np.ones((1, 2)) / 2)
     a = np.kron(average, average)  # A: average pooling of 4 × 4 pixels to 2 × 2
     # white noise on the averages and, by Ãᵀ Ã = λ I − Aᵀ A with λ = 1/4, on what is orthogonal to them
@@ -49,6 +52,16 @@ def test_with_an_identity_at_the_finest_scale_images_average_to_those_of_the_coa
     torch.testing.assert_close(avg_pool2d(h, 2), hidden, rtol=0, atol=1e-6)  # weights in float32
     perturb(fine, 0.2)
     assert (avg_pool2d(model.pixels.encode(model.decode(z))[0], 2) - hidden).abs().max() > 1e-2
+
+
+def test_couplings_of_an_initialised_model_get_normalised_values() -> None:
+    model, x = ImageMsIGN((1, 8, 8), 2, steps=1, width=3, mu=(0.3,), pixels="logit"), 0.2 + 0.3 * rand(40, 1, 8, 8)
+    model.double().initialise(x)
+    h = model.pixels.encode(x)[0]
+    for block, image in zip(model.bijection.flows[::-1], (h, avg_pool2d(h, 2)), strict=True):
+        seen = block.squeeze.encode(image)[0].movedim(1, -1).flatten(0, -2)
+        torch.testing.assert_close(seen.mean(0), torch.zeros(4).double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(seen.std(0, correction=0), torch.ones(4).double(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
