@@ -4,17 +4,16 @@ import pytest
 import torch
 
 from companion import _support
-from companion.experiments import registry
+from companion.experiments import registry, shared
 from companion.experiments.msign import images
-from companion.experiments.parts import Part
 from companion.priors.networks import count_parameters
 
 SETTINGS = registry.get("msign.images").settings["quick"]
-PART = Part(torch.device("cpu"), 0)
+TRAIN = shared.data_set("digits", "train", 8)[:100]
 
 
 def shaken(name: str):
-    model = images._model(SETTINGS, PART, name, 1).double()
+    model = images._model(SETTINGS, name, 1, TRAIN).double()
     for index, weights in enumerate(model.parameters()):
         weights.data += 0.05 * _support.normal(weights.shape, 3, weights, "shake", index)
     return model
@@ -31,12 +30,12 @@ def test_snapshots_end_in_the_image_that_the_model_makes(name: str) -> None:
 
 
 def test_a_new_msign_hands_on_the_averages_and_a_shaken_one_something_else() -> None:
-    x = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    new = images._model(SETTINGS, PART, "MsIGN", 1)
+    x = TRAIN[:20]
+    new = images._model(SETTINGS, "MsIGN", 1, TRAIN)
     assert images._explained(new, x) == pytest.approx(1, abs=1e-9)
     assert images._explained(shaken("MsIGN"), x.double()) < 0.999
 
 
 def test_all_models_have_nearly_the_same_number_of_parameters() -> None:
-    numbers = [count_parameters(images._model(SETTINGS, PART, name, 0)) for name in images.MODELS]
+    numbers = [count_parameters(images._model(SETTINGS, name, 0, TRAIN)) for name in images.MODELS]
     assert max(numbers) < 1.05 * min(numbers)
