@@ -20,6 +20,10 @@ EXAMPLES: dict[str, list[dict]] = {
         {"shape": (1, 4, 8), "levels": 2, "steps": 1, "width": 5, "conv1x1": "lu", "pixels": "logit"},
         {"shape": (2, 4, 4), "levels": 1, "steps": 2, "width": 5, "conv1x1": "dense", "coupling": "additive"},
     ],
+    "ImageMsIGN": [
+        {"shape": (1, 8, 8), "scales": 3, "steps": 1, "width": 3, "mu": (0.4, 0.3), "mean": -0.2, "std": 0.5},
+        {"shape": (2, 4, 4), "scales": 2, "steps": 2, "width": 3, "mu": (3.0,), "pixels": "logit"},
+    ],
     "RealNVP": [
         {"shape": (1, 6, 6), "scales": 2, "blocks": 1, "width": 3},
         {"shape": (2, 3, 5), "scales": 1, "blocks": 2, "width": 3, "coupling": "additive", "pixels": "uniform"},
