@@ -55,6 +55,7 @@ def test_with_soft_thresholding_it_ends_where_the_lasso_does():
     assert torch.allclose(found.x, exact.x, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_image_ends_as_it_would_alone():
     operator = OPERATORS["blur"]
     y = measured(operator) * torch.tensor([1.0, 0.01, 100.0], dtype=torch.float64).view(3, 1, 1, 1)
