@@ -11,8 +11,16 @@ from sklearn import metrics
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from companion import priors, sample
-from companion.experiments.ang import adaptive, calibration, discriminator, discriminator_flow, optimisation, problems
+from companion import energy, measure, priors, sample
+from companion.experiments.ang import (
+    adaptive,
+    calibration,
+    discriminator,
+    discriminator_flow,
+    estimators,
+    optimisation,
+    problems,
+)
 from companion.experiments.parts import Part
 
 CPU = torch.device("cpu")
@@ -179,3 +187,47 @@ def test_tilted_images_have_the_log_ratio_that_they_are_said_to_have():
     error = (back.std() / back.mean() / 200**0.5).hypot(there.std() / there.mean() / 1000**0.5)
     assert abs(float(there.mean().log() + back.mean().log())) < 3 * float(error)
     assert d.mean() > before.mean() + 0.5
+
+
+def test_autocorrelation_times_are_those_of_autoregressions():
+    source, chain = np.random.default_rng(0), []
+    rho = np.array([0.0, 0.5, 0.9])
+    x = source.normal(size=(4, 3))
+    for _ in range(40_000):
+        x = rho * x + np.sqrt(1 - rho**2) * source.normal(size=(4, 3))
+        chain.append(x)
+    found = estimators.autocorrelation_time(np.stack(chain))
+    np.testing.assert_allclose(found.mean(0), (1 + rho) / (1 - rho), rtol=0.1)
+    assert estimators.autocorrelation_time(np.ones((50, 1, 1))) == 50  # it never moved
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05])
+def test_a_descent_has_arrived_when_its_formula_says(rate):
+    steps, window = torch.arange(2000.0), 20
+    energies = torch.stack([5 + 100 * (-rate * steps).exp(), torch.full((2000,), 50.0)], 1)
+    found = estimators.mixing_time(energies, torch.tensor([5.0, 5.0]), torch.tensor([1.0, 1.0]), window)
+    # the mean over a window that begins at t is 5 + 100 exp(−rate t) · mean of exp(−rate k)
+    begins = np.log(100 * np.exp(-rate * np.arange(window)).mean()) / rate
+    assert found.tolist() == [int(np.ceil(begins)) + window, 2000]
+
+
+@pytest.mark.parametrize("metrical", [False, True])
+def test_a_step_without_noise_draws_a_normal_posterior_together(metrical):
+    """With precision P, a latent z becomes μ + (I − h²/2 P)(z − μ); with the metric C = P⁻¹, μ + (1 − h²/2)(z − μ)."""
+    weight = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)).double()
+    prior = priors.Linear(weight, shape=(1, 2, 3))
+    problem = measure.Problem(measure.Identity((1, 2, 3), domain="real"), measure.GaussianNoise(0.5))
+    y = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(1)).double()
+    target = energy.Energy(prior, energy.NoiseMisfit(problem, y), energy.LatentNorm(0.5, squared=True))
+    precision = torch.eye(2) + weight.T @ weight / 0.25
+    mode = torch.linalg.solve(precision, weight.T @ y.flatten(1).T / 0.25).T
+    z = torch.randn(5, 2, 2, generator=torch.Generator().manual_seed(2)).double()
+    step, metric = torch.tensor([0.3, 0.7]).double(), sample.gauss_newton(target, mode) if metrical else None
+    x = prior.decode(z.flatten(0, 1)).view(5, 2, 1, 2, 3)
+    last, latent, image = estimators.estimates(target, z, x, step, metric)
+    shrink = torch.eye(2) - (step.square() / 2)[:, None, None] * (torch.eye(2).double() if metrical else precision)
+    for found, before in ((last, z[-1]), (latent, z.mean(0))):
+        after = mode + torch.einsum("kij,kj->ki", shrink, before - mode)
+        torch.testing.assert_close(found[0], prior.decode(before))
+        torch.testing.assert_close(found[1], prior.decode(after), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(image[0], latent[0])  # a linear prior's mean image is the image of the mean
