@@ -254,7 +254,10 @@ def test_draws_depend_on_no_other_image_nor_on_the_dtype(noise, exact):
         assert torch.equal(twin.sample(exact, 7), many)
 
 
-@pytest.mark.parametrize(("noise", "exact"), noises)
+@pytest.mark.parametrize(
+    ("noise", "exact"),
+    [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow if "FlowNoise" in p.id else ()) for p in noises],
+)
 def test_the_density_of_one_measurement_integrates_to_one_and_has_the_moments_of_the_draws(noise, exact):
     """By quadrature over the first entry of y, the others fixed; the draws' mean and variance by a z-test."""
     exact = exact[:1]
