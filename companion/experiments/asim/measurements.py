@@ -69,24 +69,16 @@ class Levels(Settings):
         return self.betas if method == "glow-map" else super().options(method, m, norm)
 
 
+_FEW: dict[str, Any] = {"data": "photos", "images": 2, "tuned_on": 1, "budget": 6, "iterations": 50}
+_FEW |= {"weights": (0.003,), "range_restarts": 1}
+
+
 @experiment(
     "asim.measurements",
     paper="Asim et al. 2020; Bora et al. 2017",
     shows="Asim et al. Fig. 4 left and Bora et al. Fig. 1 in kind, from 0.5 % to 100 % of n",
     profiles={
-        "quick": Settings(
-            data="photos",
-            images=2,
-            measurements=(61, 614),
-            budget=6,
-            iterations=50,
-            betas=(3.0, 3.0),
-            linear=(154,),
-            gammas=(0.01,),
-            weights=(0.003,),
-            tuned_on=1,
-            range_restarts=1,
-        ),
+        "quick": Settings(measurements=(61, 614), betas=(3.0, 3.0), linear=(154,), **_FEW),
         # the ends of what asim.compressed-sensing measures, with the β that it chose on validation images nearest by
         "laptop": Settings(measurements=(15, 61, 3072), betas=(0.3, 0.3, 10.0), linear=(154, 307, 614, 1229)),
     },
@@ -109,18 +101,7 @@ def measurements(settings: Settings, context: Context) -> tuple[dict, dict]:
     paper="Bora et al. 2017; Asim et al. 2020",
     shows="Bora et al., theorem 1.1, its term in the noise, and their noise tolerance, for every method",
     profiles={
-        "quick": Levels(
-            data="photos",
-            images=2,
-            measurements=(614,),
-            noise_norms=(0.0, 1.0),
-            budget=6,
-            iterations=50,
-            betas=(1.0, 3.0),
-            weights=(0.003,),
-            tuned_on=1,
-            range_restarts=1,
-        ),
+        "quick": Levels(measurements=(614,), noise_norms=(0.0, 1.0), betas=(1.0, 3.0), **_FEW),
         "laptop": Levels(measurements=(614,), noise_norms=(1.0, 10.0), betas=(0.3, 1.0, 3.0, 10.0)),
     },
     tolerances={"*seconds": None, "*psnr": 0.03},

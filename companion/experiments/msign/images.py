@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,8 +157,10 @@ def _model(settings: Settings, name: str, seed: int, train: Tensor) -> Flow:
         return ImageMsIGN(shape, settings.scales, settings.steps, width, **start, **pixels)
 
     wanted = count_parameters(glow)
-    width = min(range(settings.width, 2 * settings.width), key=lambda one: abs(count_parameters(msign(one)) - wanted))
-    return msign(width)
+    # the number grows with the width; models are too large to build one of each
+    above = bisect_left(range(2 * settings.width), wanted, settings.width, key=lambda one: count_parameters(msign(one)))
+    near = [msign(width) for width in (above - 1, above) if settings.width <= width < 2 * settings.width]
+    return min(near, key=lambda model: abs(count_parameters(model) - wanted))
 
 
 def _schedule(settings: Settings, steps: int, rate: float, seed: int) -> Schedule:
