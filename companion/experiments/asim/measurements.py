@@ -32,7 +32,7 @@ class Settings(shared.OnImages):
     betas: tuple[float, ...]  # weight of −log p(x) for "glow-map" in each case
     linear: tuple[int, ...] = ()  # numbers of measurements at which PCA alone is run
     budget: int = 80  # evaluations of a search, restarts together
-    iterations: int = 500  # of methods without a network
+    iterations: int = 5000  # of methods without a network
     restarts: int = 2  # of GAN and VAE
     flow: str = "glow-photos32"
     gaussian: str = "gaussian-photos32"
@@ -40,7 +40,7 @@ class Settings(shared.OnImages):
     # from which validation images choose, for every case: γ of the generators, weights of the classical methods; "pca"
     # chooses a number of components, a power of two
     gammas: tuple[float, ...] = (0.01,)
-    weights: tuple[float, ...] = (0.0003, 0.003, 0.03, 0.3)
+    weights: tuple[float, ...] = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
     tuned_on: int = 2  # validation images
     range_restarts: int = 2  # searches, of the whole budget each, for a generator's image nearest to the truth
 
@@ -102,7 +102,7 @@ def measurements(settings: Settings, context: Context) -> tuple[dict, dict]:
     shows="Bora et al., theorem 1.1, its term in the noise, and their noise tolerance, for every method",
     profiles={
         "quick": Levels(measurements=(614,), noise_norms=(0.0, 1.0), betas=(1.0, 3.0), **_FEW),
-        "laptop": Levels(measurements=(614,), noise_norms=(1.0, 10.0), betas=(0.3, 1.0, 3.0, 10.0)),
+        "laptop": Levels(measurements=(614,), noise_norms=(1.0, 10.0), betas=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0)),
     },
     tolerances={"*seconds": None, "*psnr": 0.03},
 )

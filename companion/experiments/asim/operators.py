@@ -28,15 +28,15 @@ PROBLEMS = ("super-resolution", "blur", "compressed sensing")
 # from which validation images choose, for every problem
 WEIGHTS: Mapping[str, tuple[float, ...]] = {
     "simple": (0.0,),  # nothing to choose
-    "tikhonov": (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3),  # of ‖x − ½‖²
+    "tikhonov": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3),  # of ‖x − ½‖²
     "gaussian": (1.0,),
     "tv": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1),
-    "pnp-bm3d": (0.05, 0.1, 0.2, 0.4),  # strength of the first denoising
-    "dip": (50, 100, 150, 200, 300, 400, 600, 800),  # iterations, of which a run passes all
+    "pnp-bm3d": (0.05, 0.1, 0.2, 0.4, 0.8),  # strength of the first denoising
+    "dip": (50, 100, 150, 200, 300, 400, 600, 800, 1200, 1600),  # iterations, of which a run passes all
     "untrained": (0.0,),  # deviation of the random last layers
     "random": (0.01,),
     "glow": (0.0,),  # γ, as in the paper
-    "glow-map": (0.25, 0.5, 1.0),  # β
+    "glow-map": (0.06, 0.12, 0.25, 0.5, 1.0, 2.0),  # β
 }
 
 
@@ -65,6 +65,7 @@ class Settings(shared.OnImages):
 
 
 _FEW = {name: weights[:1] for name, weights in WEIGHTS.items()} | {"dip": (5, 10), "tikhonov": (1e-3, 1e-2)}
+_FEW["glow-map"] = (0.25,)
 _SMALL: dict[str, Any] = {"data": "photos", "images": 2, "tuned_on": 1, "budget": 5, "denoisings": 3}
 _SMALL |= {"problems": PROBLEMS[:2], "tv_iterations": 100, "width": 8, "shown": 1}
 
@@ -184,6 +185,7 @@ def _deep_image_prior(
     network = DeepImagePrior(problem.operator.shape, settings.width).to(y)
     seed, score = shared.seed_of(part, "networks"), _psnr(problem.operator)
     options: dict[str, Any] = {"learning_rate": settings.learning_rate, "max_evaluations": int(iterations)}
+    options["max_iterations"] = int(iterations)  # else it would stop at the default of all searches
     if truth is not None:
         options["watch"] = {"psnr": lambda x, z: score(x, truth)}
     return recover.gan_latent(network, problem.operator, y, restarts=1, seed=seed, method="adam", **options)

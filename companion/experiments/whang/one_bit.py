@@ -64,11 +64,11 @@ class Search:
 
 
 _WEIGHTS: dict[str, tuple[float, ...]] = {
-    "straight-through": (0.5, 1.0, 2.0),
-    "perceptron": (0.5, 1.0, 2.0),
-    "linearised": (0.2, 0.5, 1.0),
-    "asim": (0.1, 0.5, 2.0),
-    "vae linearised": (0.5, 2.0),
+    "straight-through": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "perceptron": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "linearised": (0.1, 0.2, 0.5, 1.0, 2.0),
+    "asim": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+    "vae linearised": (0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
 }
 _LAPTOP = Settings(weights=_WEIGHTS)
 
