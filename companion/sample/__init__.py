@@ -12,7 +12,7 @@ from companion.sample.design import (
 )
 from companion.sample.loop import run
 from companion.sample.metric import Metric, gauss_newton
-from companion.sample.samplers import annealed_langevin, hmc, langevin, mala, pcn
+from companion.sample.samplers import adapted, annealed_langevin, hmc, langevin, mala, pcn
 from companion.sample.smc import Particles, smc
 from companion.sample.start import first_guess, improve, initialise
 from companion.sample.svgd import projected_svgd, svgd
@@ -28,6 +28,7 @@ __all__ = [
     "Particles",
     "Posterior",
     "Weights",
+    "adapted",
     "adaptive_sensing",
     "annealed_langevin",
     "bayesian_optimisation",

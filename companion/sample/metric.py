@@ -46,6 +46,26 @@ class Metric:
         rows = [_support.normal(shape, seed, like, "laplace", k, c) for k in images for c in range(chains)]
         return self.outward(scale * torch.stack(rows).unflatten(0, (-1, chains)))
 
+    def learned(self, samples: Tensor, prior_draws: float = 10.0) -> "Metric":
+        """The metric whose C is the covariance of draws, [draws, images, chains, n], and whose centre is their mean.
+
+        This metric's own covariance counts as so many draws more, since few draws say little of n directions (as in
+        Stan's warm-up, Carpenter et al. 2017, where it is an identity that counts as five).
+        """
+        own = _support.positive("prior_draws", prior_draws)
+        _support.finite("samples", samples)
+        if samples.dim() != 4 or samples.shape[1] != len(self.centre) or samples.shape[3] != self.centre.shape[1]:
+            images, n = self.centre.shape
+            raise ValueError(f"samples: got {tuple(samples.shape)}; allowed: [draws, {images}, chains, {n}]")
+        draws = samples.transpose(0, 1).flatten(1, 2).double()
+        mean = draws.mean(1)
+        factor = self.factor.double()
+        u = torch.linalg.solve(factor, (draws - mean[:, None]).mT)  # [images, n, draws], of covariance I if C is right
+        number = u.shape[2]
+        covariance = (u @ u.mT + own * torch.eye(u.shape[1]).to(u)) / (number + own)
+        learned = factor @ torch.linalg.cholesky(covariance)
+        return Metric(mean.to(self.centre), learned.to(self.factor), self.evaluations)
+
     def select(self, index: Tensor) -> "Metric":
         """The metric of some images, in the order of `index`."""
         return Metric(self.centre[index], self.factor[index], self.evaluations)

@@ -1,6 +1,6 @@
 """Samplers by name: each is a kernel, run by the one loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from companion.energy import Energy, Objective
 from companion.sample.chains import Chains
 from companion.sample.kernels import CrankNicolson, Hamiltonian, Langevin
 from companion.sample.loop import run
+from companion.sample.metric import Metric
 
 Target = Objective | Callable[[Tensor], Tensor]
 
@@ -38,6 +39,33 @@ def hmc(energy: Target, z0: Tensor, *, leapfrogs: int = 5, step: float | Tensor 
     With a metric, a path (steps × leapfrogs) beyond about 2 swings back: 2 to 5 leapfrogs serve.
     """
     return run(Hamiltonian(_support.count("leapfrogs", leapfrogs)), energy, z0, step=step, **options)
+
+
+def adapted(
+    energy: Target,
+    z0: Tensor,
+    metric: Metric,
+    *,
+    windows: Sequence[int] = (40, 80, 160),
+    leapfrogs: int = 3,
+    step: float | Tensor = 0.5,
+    seed: int = 0,
+) -> tuple[Metric, Tensor]:
+    """A metric learned by chains of :func:`hmc`, and where they ended, [images, chains, *variable shape].
+
+    Laplace's approximation is wrong where a posterior is wider, or turned, away from its mode. In each window chains
+    make so many steps; the draws of its second half give the metric of the next, by :meth:`Metric.learned` (the windows
+    of Stan's warm-up, Carpenter et al. 2017). Chains that are to be kept start anew with the last metric, whose
+    `evaluations` include what all this cost.
+    """
+    spent = metric.evaluations
+    for number, steps in enumerate(windows):
+        half = _support.count("windows", steps, least=2) // 2
+        options: dict[str, Any] = {"warmup": steps - half, "draws": half, "stream": ("window", number)}
+        chains = hmc(energy, z0, leapfrogs=leapfrogs, step=step, metric=metric, seed=seed, **options)
+        metric, z0 = metric.learned(chains.samples.flatten(3)), chains.last
+        spent += int(chains.evaluations.sum(1)[0])
+    return replace(metric, evaluations=spent), z0
 
 
 def pcn(energy: Target, z0: Tensor, *, step: float | Tensor = 0.2, **options: Any) -> Chains:

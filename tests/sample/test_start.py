@@ -57,3 +57,39 @@ def test_a_generator_without_an_encoder_is_refused():
     target = energy.Energy(gan, energy.SquaredMisfit(operator, torch.zeros(1, 1, 28, 28)))
     with pytest.raises(ValueError, match="prior: got GAN, which encodes nothing"):
         sample.initialise(target, "posterior")
+
+
+def test_a_metric_learned_from_exact_draws_is_their_covariance():
+    problem = LinearGaussian.of(images=2, n=3)
+    start = sample.gauss_newton(problem.energy, problem.mean)
+    wrong = sample.Metric(problem.mean + 1, 5 * torch.eye(3, dtype=torch.float64).repeat(2, 1, 1))
+    draws = start.draw(20_000, seed=3).transpose(0, 1).unflatten(0, (5000, 4)).transpose(1, 2)
+    learned = wrong.learned(draws)
+    covariance = learned.factor @ learned.factor.mT
+    assert torch.allclose(covariance, problem.covariance.expand(2, 3, 3), rtol=0.05, atol=0.02)
+    assert torch.allclose(learned.centre, problem.mean, atol=0.03)
+
+
+def test_few_draws_leave_a_metric_nearly_as_it_is():
+    metric = sample.Metric(torch.zeros(1, 4), torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0]))[None])
+    learned = metric.learned(metric.draw(2)[None], prior_draws=1e6)
+    assert torch.allclose(learned.factor @ learned.factor.mT, metric.factor @ metric.factor.mT, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"samples: got \(1, 2, 4\); allowed: \[draws, 1, chains, 4\]"):
+        metric.learned(metric.draw(2))
+
+
+def test_chains_learn_a_metric_that_laplace_gets_wrong():
+    """Where a target is ten times as wide one way as a metric says, chains crawl; with their own they do not."""
+    widths = torch.tensor([10.0, 1.0, 1.0, 0.1], dtype=torch.float64)
+    target = sample.Metric(torch.zeros(1, 4, dtype=torch.float64), torch.diag(widths)[None])
+    wrong = sample.Metric(target.centre, torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.1], dtype=torch.float64))[None])
+
+    def narrow(z):
+        return 0.5 * (z / widths).square().sum(1)
+
+    metric, last = sample.adapted(narrow, target.draw(4, seed=1), wrong, seed=2)
+    assert torch.allclose(metric.widths[0].flip(0), widths, rtol=0.4)
+    assert metric.evaluations == 4 * (3 * 280 + 3)  # chains × (leapfrogs × steps, and a start for each window)
+    options = {"leapfrogs": 3, "step": 0.5, "draws": 200, "warmup": 50, "seed": 3}
+    ess = [sample.hmc(narrow, last, metric=m, **options).diagnostics().ess_bulk[0, :-1].min() for m in (wrong, metric)]
+    assert ess[1] > 5 * ess[0]

@@ -10,7 +10,7 @@ from companion import evaluate, sample
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.ang.problems import Case, cases, observed, posterior, truths
 
-METHODS = ("langevin", "mala", "hmc", "mala, metric", "hmc, metric", "pcn, metric")
+METHODS = ("langevin", "mala", "hmc", "mala, metric", "hmc, metric", "pcn, metric", "hmc, learned metric")
 _KINDS = ("inpainting", "compressed")
 STARTS = ("random", "best", "one", "each")
 
@@ -41,7 +41,7 @@ class Settings:
             budget=300,
             search=60,
             cases=(("compressed", 100, 0.1),),
-            methods=("mala", "hmc, metric", "mala, metric"),
+            methods=("mala", "hmc, metric", "mala, metric", "hmc, learned metric"),
             starts=("best",),
         ),
         "laptop": Settings(
@@ -103,14 +103,14 @@ def _sample(settings: Settings, part: Part, item: tuple[tuple[str, int, float], 
         z0 = metric.draw(settings.chains, 1.5, shared.seed_of(part, "spread"))
     else:
         z0 = sample.initialise(energy, {"each": "map"}.get(start, start), chains=settings.chains, **options)
-    chains = _run(method, energy, z0, metric, settings.budget, shared.seed_of(part, "chains"))
-    part.count_evaluations(int(chains.evaluations.sum()))
+    chains, spent = _run(method, energy, z0, metric, settings.budget, shared.seed_of(part, "chains"))
+    part.count_evaluations(spent)
     found = chains.diagnostics()
     estimate = chains.estimate(prior)
     per_image, latents = {"image": settings.images}, settings.budget // 2 * settings.chains
-    spent = {"ess per 1000": 1000 * found.ess_bulk[:, :-1].min(1) / latents, "rhat": found.rhat.max(1)}
+    mixing = {"ess per 1000": 1000 * found.ess_bulk[:, :-1].min(1) / latents, "rhat": found.rhat.max(1)}
     return {}, {
-        **{name: named(np.minimum(values, 1e6).round(4), **per_image) for name, values in spent.items()},
+        **{name: named(np.minimum(values, 1e6).round(4), **per_image) for name, values in mixing.items()},
         "converged": named(found.converged.astype(int), **per_image),
         "error": named(evaluate.mse(estimate, truth).numpy(), **per_image),
         "accept_rate": named(shared.numpy(chains.accept_rate.mean(1)), **per_image),
@@ -120,16 +120,25 @@ def _sample(settings: Settings, part: Part, item: tuple[tuple[str, int, float], 
     }
 
 
-def _run(method: str, energy: Any, z0: torch.Tensor, metric: sample.Metric, budget: int, seed: int) -> sample.Chains:
-    """Chains that cost `budget` evaluations each, half of it before the first draw."""
+def _run(
+    method: str, energy: Any, z0: torch.Tensor, metric: sample.Metric, budget: int, seed: int
+) -> tuple[sample.Chains, int]:
+    """Chains that cost `budget` evaluations each, half of it before the first draw; and what they cost in all."""
     name, _, metrical = method.partition(", ")
     options: dict[str, Any] = {"seed": seed} | ({"metric": metric} if metrical else {})
     leapfrogs = 1 if name != "hmc" else 3 if metrical else 10
-    draws = budget // 2 // leapfrogs
-    options |= {"draws": draws, "warmup": draws}
+    draws = warmup = budget // 2 // leapfrogs
+    learning = 0
+    if metrical == "learned metric":
+        windows = [draws // 8, draws // 4, 3 * draws // 8]  # of the warm-up, whose last quarter adapts the step
+        learned, z0 = sample.adapted(energy, z0, metric, windows=windows, leapfrogs=leapfrogs, seed=seed)
+        learning, warmup = len(z0) * (learned.evaluations - metric.evaluations), draws - sum(windows)
+        options["metric"] = learned
+    options |= {"draws": draws, "warmup": warmup, "step": 0.5 if metrical else 0.05}
     if name == "langevin":
-        return sample.langevin(energy, z0, step=metric.widths[:, 0], **options)
-    if name == "hmc":
-        return sample.hmc(energy, z0, leapfrogs=leapfrogs, step=0.5 if metrical else 0.05, **options)
-    sampler = {"mala": sample.mala, "pcn": sample.pcn}[name]
-    return sampler(energy, z0, step=0.5 if metrical else 0.05, **options)
+        chains = sample.langevin(energy, z0, **options | {"step": metric.widths[:, 0]})
+    elif name == "hmc":
+        chains = sample.hmc(energy, z0, leapfrogs=leapfrogs, **options)
+    else:
+        chains = {"mala": sample.mala, "pcn": sample.pcn}[name](energy, z0, **options)
+    return chains, learning + int(chains.evaluations.sum())
