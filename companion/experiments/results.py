@@ -27,7 +27,7 @@ from companion.experiments.context import Context
 from companion.experiments.parts import Part, Task, check_outcome
 from companion.experiments.provenance import Provenance, device_words, resolve_device, versions
 from companion.experiments.registry import get, settings_dict, with_changes
-from companion.experiments.workers import runner
+from companion.experiments.workers import Runner, here, last_first, runner
 
 SCHEMA = 1
 RUNS = "runs"
@@ -99,6 +99,20 @@ def run(
     Raises ValueError for an unknown name, profile or device, a seed that is not a whole number >= 0, settings that the
     experiment does not have, or a folder that cannot be written.
     """
+    with runner(workers, scheduler) as running:
+        return _run(name, profile, device, seed, out, changes, running, resume)
+
+
+def _run(
+    name: str,
+    profile: str,
+    device: str,
+    seed: int,
+    out: Folder,
+    changes: Mapping[str, Any] | None = None,
+    running: Runner = here,
+    resume: bool = True,
+) -> Result:
     keep_freed_memory()
     entry = get(name)
     one_of("profile", profile, entry.settings)
@@ -117,7 +131,7 @@ def run(
         shutil.rmtree(parts, ignore_errors=True)
     basis = json.dumps([code, recorded, seed, where.type], sort_keys=True)
     start = time.perf_counter()
-    with recording() as paths, runner(workers, scheduler) as running:
+    with recording() as paths:
         context = Context(where, seed, settings=settings, parts=parts, fingerprint=sha256(basis), runner=running)
         outcome = check_outcome(entry.function(settings, context))
     provenance = Provenance(
@@ -149,12 +163,13 @@ def run(
 def verify(name: str, out: Folder = None) -> list[str]:
     """Run the quick profile again and compare it with the stored one; what differs, a line each.
 
-    Where nothing does, it is recorded beside the results that today's code gives the same quick numbers. What this
-    says of larger profiles, see :mod:`companion.experiments.states`. Raises what :func:`load` raises.
+    The parts run in another order, last first, since none may lean on another. Where nothing differs, it is recorded
+    beside the results that today's code gives the same quick numbers. What this says of larger profiles, see
+    :mod:`companion.experiments.states`. Raises what :func:`load` raises.
     """
     entry, stored = get(name), load(name, "quick", out)
     with tempfile.TemporaryDirectory() as folder:
-        again = run(name, "quick", "cpu", stored.provenance.seed, folder)
+        again = _run(name, "quick", "cpu", stored.provenance.seed, folder, running=last_first)
     found = states.differences(stored, again, entry.tolerances)
     if not found:
         known_codes = _codes(stored, out) | {again.provenance.code_sha256}

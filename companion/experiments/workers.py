@@ -24,6 +24,12 @@ def here(tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
         yield number, work(task)
 
 
+def last_first(tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
+    """As :func:`here`, from the last to the first: a part that leans on what an earlier one left behind shows."""
+    for number in reversed(range(len(tasks))):
+        yield number, work(tasks[number])
+
+
 @contextmanager
 def runner(workers: int = 1, scheduler: str | None = None) -> Iterator[Runner]:
     """What runs parts in `workers` processes of one thread each, or on the Dask cluster whose scheduler is named.

@@ -207,6 +207,14 @@ def test_changed_numbers_are_told_and_a_new_quick_run_does_not_vouch_for_an_old_
     assert states_of(tmp_path) == {"quick": "current", "laptop": "stale"}
 
 
+def test_parts_that_lean_on_one_another_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINY_STOP", "lean@")
+    monkeypatch.setattr(tiny_experiment, "_left_behind", {})
+    experiments.run("test.tiny", out=tmp_path)
+    monkeypatch.setattr(tiny_experiment, "_left_behind", {})
+    assert experiments.verify("test.tiny", tmp_path)
+
+
 def test_a_quick_run_with_the_same_numbers_keeps_what_was_verified(tmp_path, code):
     code("first")
     for profile in ("quick", "laptop"):

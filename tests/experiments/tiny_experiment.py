@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,9 @@ class Settings:
     measurements: tuple[int, ...]
     scale: float = 1.0
     label: str = "none"
+
+
+_left_behind: dict[str, int] = {}
 
 
 def one(settings: Settings, part: Part, m: int) -> tuple[dict, dict]:
@@ -37,6 +40,9 @@ def one(settings: Settings, part: Part, m: int) -> tuple[dict, dict]:
             raise RuntimeError("the solver\nbroke")
         case ["slow", seconds]:
             time.sleep(float(seconds))
+        case ["lean", _]:  # on the part before
+            before, _left_behind["m"] = _left_behind.get("m", 0), m
+            settings = replace(settings, scale=settings.scale + before)
     draws = torch.randn(settings.images, m, generator=generator(part.seed, "draws", m)).numpy() * settings.scale
     part.count_evaluations(settings.images * m)
     return {"mean": float(draws.mean())}, {"spread": named(draws.std(1), image=settings.images)}
