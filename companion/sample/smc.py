@@ -27,6 +27,8 @@ class Particles:
         The weights of the misfit, for each image, rising to 1.
     accept_rate : Tensor
         Mean acceptance of the moves at the last temperature, [image].
+    failed : Tensor
+        Moves refused because their energy was not finite, [image].
     evaluations : Tensor
         Of all the particles of an image together, [image].
     """
@@ -35,6 +37,7 @@ class Particles:
     log_evidence: Tensor
     temperatures: list[list[float]]
     accept_rate: Tensor
+    failed: Tensor
     evaluations: Tensor
 
 
@@ -96,7 +99,7 @@ def smc(
     misfit = _misfits(energy, z)
     beta, step = like.new_zeros(images), like.new_full((images,), 0.5)
     log_evidence, accept_rate = like.new_zeros(images), like.new_zeros(images)
-    evaluations = torch.full((images,), particles)
+    evaluations, failed = torch.full((images,), particles), torch.zeros(images, dtype=torch.long)
     temperatures: list[list[float]] = [[0.0] for _ in range(images)]
     while len(going := (beta < 1).nonzero()[:, 0]):
         rise = torch.stack([_rise(misfit[k], float(1 - beta[k]), ess * particles) for k in going])
@@ -115,13 +118,14 @@ def smc(
             uniform = torch.cat([torch.rand(particles, 2, generator=sources[k], **options) for k in going])
             state, info = kernel(rows, state, rows.per_row(step[going]), Random(normal, uniform.to(like.device)))
             accept_rate[going] = rows.per_image(info.acceptance)
+            failed[going.cpu()] += info.failed.view(len(going), particles).sum(1).cpu()
             step[going] *= (accept_rate[going] - (kernel.target or 0)).exp()
         z[going] = rows.variable(state.z).view_as(at)
         misfit[going] = _misfits(energy.select(going), z[going])
         evaluations[going.cpu()] += particles * (2 + moves * kernel.leapfrogs)
         for k in going.tolist():
             temperatures[k].append(float(beta[k]))
-    return Particles(z.transpose(0, 1), log_evidence, temperatures, accept_rate, evaluations)
+    return Particles(z.transpose(0, 1), log_evidence, temperatures, accept_rate, failed, evaluations)
 
 
 def _like(energy: Energy) -> Tensor:

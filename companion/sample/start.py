@@ -12,7 +12,7 @@ from companion.measure.base import LinearOperator
 from companion.measure.linear import Mask
 from companion.recover.minimise import minimise
 
-HOW = ("random", "posterior", "map", "map-posterior", "best", "typical")
+HOW = ("random", "posterior", "adjoint", "map", "map-posterior", "best", "typical")
 
 
 def initialise(
@@ -24,11 +24,11 @@ def initialise(
     ----------
     how
         "random": z ~ N(0, I). "posterior": the latents of a first guess, :func:`first_guess`, by the prior's encoder or
-        the flow's inverse; one for all chains. "map": a minimum of the energy for each chain, from its random start, by
-        L-BFGS. "map-posterior": the encoded image of that (Ang's "MAP"). "best": the lowest of the minima from the
-        posterior start and from chains − 1 random ones, for all chains: they agree, and R-hat does not see other modes.
-        "typical": for a flow, whose MAP has an atypically small norm: "best", its image with N(0, noise²) added for
-        each chain, encoded.
+        the flow's inverse; one for all chains. "adjoint": those of A* y as it is, hidden pixels black. "map": a minimum
+        of the energy for each chain, from its random start, by L-BFGS. "map-posterior": the encoded image of that
+        (Ang's "MAP"). "best": the lowest of the minima from the posterior start and from chains − 1 random ones, for
+        all chains: they agree, and R-hat does not see other modes. "typical": for a flow, whose MAP has an atypically
+        small norm: "best", its image with N(0, noise²) added for each chain, encoded.
     chains
         For each image.
     budget
@@ -48,8 +48,9 @@ def initialise(
         rows = [[_support.normal(shape, seed, like, name, k, c) for c in range(chains)] for k in range(len(like))]
         return torch.stack([torch.stack(row) for row in rows])
 
-    if how == "posterior":
-        return _encode(energy, first_guess(energy))[:, None].expand(-1, chains, -1).clone()
+    if how in ("posterior", "adjoint"):
+        guess = first_guess(energy, fill=how == "posterior")
+        return _encode(energy, guess)[:, None].expand(-1, chains, -1).clone()
     z = draws("start", (n,))
     if how == "random":
         return z
@@ -75,8 +76,8 @@ def improve(energy: Energy, z: Tensor, budget: int = 100) -> tuple[Tensor, Tenso
     return found.z.view_as(z), found.energy.view(z.shape[:2])
 
 
-def first_guess(energy: Energy) -> Tensor:
-    """Images to begin with, [images, *shape]: A* y within [0, 1]; a mask's gaps filled with means of 5×5 neighbours.
+def first_guess(energy: Energy, fill: bool = True) -> Tensor:
+    """Images to begin with, [images, *shape]: A* y within [0, 1]; `fill` gives a mask's gaps means of 5×5 neighbours.
 
     The image of z = 0 where the operator is not linear.
     """
@@ -86,7 +87,7 @@ def first_guess(energy: Energy) -> Tensor:
         with torch.no_grad():
             return energy.prior.decode(y.new_zeros(len(y), energy.prior.latent_dim))
     x = operator.transpose(y)
-    if isinstance(operator, Mask):
+    if fill and isinstance(operator, Mask):
         seen = operator.transpose(torch.ones_like(y))
         near, number = (F.avg_pool2d(values, 5, 1, 2) for values in (x, seen))
         mean = x.flatten(1).sum(1) / y.shape[1]

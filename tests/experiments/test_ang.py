@@ -231,3 +231,13 @@ def test_a_step_without_noise_draws_a_normal_posterior_together(metrical):
         torch.testing.assert_close(found[0], prior.decode(before))
         torch.testing.assert_close(found[1], prior.decode(after), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(image[0], latent[0])  # a linear prior's mean image is the image of the mean
+
+
+def test_searches_and_restarts_are_judged_by_the_best_end_that_any_found():
+    found = experiments.load("ang.modes", "quick")
+    ends = np.concatenate([found.take("restart gap")[0], found.take("gap")[0]])
+    assert (ends >= 0).all()
+    assert (found.take("gap")[0].min(0) < 0.5).all()  # some search finds the best energy of three digits, or nearly
+    here = found.take("restart gap") == 0
+    assert (found.take("apart")[here] == 0).all()
+    assert (found.take("informed") <= 20).all()

@@ -14,7 +14,9 @@ SAMPLERS = {
     "hmc": lambda e, z, **o: sample.hmc(e, z, leapfrogs=3, step=0.5, **o),
     "pcn": lambda e, z, **o: sample.pcn(e, z, **o),
     "langevin": lambda e, z, **o: sample.langevin(e, z, step=0.3, **o),
+    "annealed": lambda e, z, warmup, **o: sample.annealed_langevin(e, z, step=0.3, levels=3, steps=warmup, **o),
 }
+UNADJUSTED = ("langevin", "annealed")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -30,7 +32,7 @@ def test_mean_and_covariance_of_the_posterior(name):
         means = values.mean(0)  # chains are independent of each other
         error = means.std(1) / chains**0.5
         assert (
-            (means.mean(1) - exact).abs() < 4 * error + (0.025 if name == "langevin" else 0) * exact.abs().max()
+            (means.mean(1) - exact).abs() < 4 * error + (0.025 if name in UNADJUSTED else 0) * exact.abs().max()
         ).all()
 
 
@@ -40,16 +42,29 @@ def test_simulation_based_calibration(name):
     """Ranks of the truth among draws of its posterior are uniform (Talts et al. 2018), over 500 problems."""
     case, draws = LinearGaussian.of(images=500), 15
     metric = sample.gauss_newton(case.energy, case.mean)
-    thin = {"hmc": 4, "mala": 8}.get(name, 60 if name == "langevin" else 20)
+    thin = {"hmc": 4, "mala": 8}.get(name, 60 if name in UNADJUSTED else 20)
     found = SAMPLERS[name](
         case.energy, normal(500, 1, 3, seed=9), metric=metric, draws=draws, warmup=8 * thin, thin=thin
     )
+    check_ranks(found.samples[:, :, 0], case.truth)
+
+
+@pytest.mark.slow
+def test_simulation_based_calibration_of_particles():
+    case = LinearGaussian.of(images=500)
+    found = sample.smc(case.energy, particles=120, seed=4)
+    check_ranks(found.samples[::8], case.truth)  # neighbours have one ancestor
+    assert not found.failed.any()
+
+
+def check_ranks(samples, truth):
+    """Ranks of truths, [problem, n], among draws, [15, problem, n], are uniform: each latent's and that of ‖z‖²."""
     quantities = [lambda z: z, lambda z: z.square().sum(-1, keepdim=True)]
     for of in quantities:
-        ranks = (of(found.samples[:, :, 0]) < of(case.truth)).sum(0)  # [problems, quantities], 0 to 15
+        ranks = (of(samples) < of(truth)).sum(0)  # [problems, quantities], 0 to 15
         for column in ranks.T.numpy():
             assert stats.chisquare(np.bincount(column // 2, minlength=8)).pvalue > 0.01
-            smooth = (column + np.random.default_rng(0).random(500)) / (draws + 1)
+            smooth = (column + np.random.default_rng(0).random(len(truth))) / (len(samples) + 1)
             assert stats.kstest(smooth, "uniform").pvalue > 0.01
 
 
@@ -76,16 +91,26 @@ def test_the_metric_is_the_posterior_covariance_and_matches_autograd():
         sample.gauss_newton(image_space, z)
 
 
-@pytest.mark.parametrize("name", [*SAMPLERS, "annealed"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_an_image_is_sampled_alone_as_in_a_batch(name):
-    case = LinearGaussian.of(images=3)
-    run = SAMPLERS.get(name, lambda e, z, **o: sample.annealed_langevin(e, z, step=0.1, levels=3, steps=5, draws=20))
+    case, run = LinearGaussian.of(images=3), SAMPLERS[name]
     options = {"draws": 20, "warmup": 20}
     z0 = normal(3, 2, 3, seed=3)
     together, alone = run(case.energy, z0, **options), run(case.energy.select([0]), z0[:1], **options)
     torch.testing.assert_close(together.samples[:, :1], alone.samples)
     torch.testing.assert_close(together.accept_rate[:1], alone.accept_rate)
     assert not torch.allclose(together.samples[:, 0], together.samples[:, 1])
+
+
+def test_a_metric_is_learned_alone_as_in_a_batch():
+    case = LinearGaussian.of(images=3)
+    metric, z0 = sample.gauss_newton(case.energy, case.mean), normal(3, 2, 3, seed=3)
+    together, last = sample.adapted(case.energy, z0, metric, windows=(10, 20))
+    alone, last_alone = sample.adapted(
+        case.energy.select([0]), z0[:1], metric.select(torch.tensor([0])), windows=(10, 20)
+    )
+    torch.testing.assert_close(together.factor[:1], alone.factor)
+    torch.testing.assert_close(last[:1], last_alone)
 
 
 class _Killed(Exception):

@@ -91,7 +91,8 @@ def test_projected_svgd_moves_the_informed_direction_alone():
     problem = case.energy.terms[0][1].problem
     row = (problem.operator.matrix(z0) @ case.energy.prior.weight)[0]
     along = row / row.norm()
-    found = sample.projected_svgd(case.energy, z0, iterations=300, step=0.05)
+    # the posterior is 0.047 wide, and particles sway together by about a step
+    found = sample.projected_svgd(case.energy, z0, iterations=500, step=0.01)
     across = torch.eye(6).double() - torch.outer(along, along)
     torch.testing.assert_close(found @ across, z0 @ across)
     mean, std = case.mean[0] @ along, (along @ case.covariance @ along).sqrt()
