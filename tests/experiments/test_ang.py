@@ -11,7 +11,7 @@ from sklearn import metrics
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from companion import energy, measure, priors, sample
+from companion import energy, experiments, measure, priors, sample
 from companion.experiments.ang import (
     adaptive,
     calibration,
