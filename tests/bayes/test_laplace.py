@@ -72,6 +72,7 @@ def test_the_approximation_at_the_other_mode_is_the_mirror_image() -> None:
     assert float((one.covariance(torch.eye(16).double()) - exact).abs().max()) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_proposal_in_either_mode_is_aimed_at_that_one(side: int) -> None:
     problem = elliptic()

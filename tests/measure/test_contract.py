@@ -296,6 +296,7 @@ def test_the_density_of_one_measurement_integrates_to_one_and_has_the_moments_of
         assert integral == pytest.approx(1, abs=1e-8), f"the density of {noise} integrates to {integral}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "exact"), [p for p in noises if 1 < p.values[1][0].numel() <= FEW])
 def test_the_density_of_a_few_measurements_integrates_to_one(noise, exact):
     """E[q(y) / p(y)] = 1 over draws y of p, for any density q: here a normal one, of other draws; by a z-test."""

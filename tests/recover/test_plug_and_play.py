@@ -30,6 +30,7 @@ def measured(operator, batch=3):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.15, 0.4])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_with_a_gaussians_denoiser_it_ends_at_the_exact_estimate_whatever_the_strength(name, strength):
