@@ -63,11 +63,11 @@ def test_a_metric_learned_from_exact_draws_is_their_covariance():
     problem = LinearGaussian.of(images=2, n=3)
     start = sample.gauss_newton(problem.energy, problem.mean)
     wrong = sample.Metric(problem.mean + 1, 5 * torch.eye(3, dtype=torch.float64).repeat(2, 1, 1))
-    draws = start.draw(8000, seed=3).transpose(0, 1).unflatten(0, (2000, 4)).transpose(1, 2)
+    draws = start.draw(20_000, seed=3).transpose(0, 1).unflatten(0, (5000, 4)).transpose(1, 2)
     learned = wrong.learned(draws)
     covariance = learned.factor @ learned.factor.mT
-    assert torch.allclose(covariance, problem.covariance.expand(2, 3, 3), rtol=0.1, atol=0.02)
-    assert torch.allclose(learned.centre, problem.mean, atol=0.05)
+    assert torch.allclose(covariance, problem.covariance.expand(2, 3, 3), rtol=0.05, atol=0.02)
+    assert torch.allclose(learned.centre, problem.mean, atol=0.03)
 
 
 def test_few_draws_leave_a_metric_nearly_as_it_is():
