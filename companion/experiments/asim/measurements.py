@@ -29,7 +29,7 @@ class Settings(shared.OnImages):
     images: int = 8  # crops of as many photographs
     measurements: tuple[int, ...]
     noise_norms: tuple[float, ...] = (problems.NOISE_NORM,)  # √E‖δ‖²
-    betas: tuple[float, ...]  # weight of −log p(x) for "glow-map" in each case
+    betas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of −log p(x), for "glow-map" to choose from
     linear: tuple[int, ...] = ()  # numbers of measurements at which PCA alone is run
     budget: int = 80  # evaluations of a search, restarts together
     iterations: int = 5000  # of methods without a network
@@ -39,7 +39,7 @@ class Settings(shared.OnImages):
     generators: tuple[str, ...] = ("gan", "vae")  # with the checkpoints NAME-photos32
     # from which validation images choose, for every case: γ of the generators, weights of the classical methods; "pca"
     # chooses a number of components, a power of two
-    gammas: tuple[float, ...] = (0.01,)
+    gammas: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1)
     weights: tuple[float, ...] = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
     tuned_on: int = 2  # validation images
     range_restarts: int = 2  # searches, of the whole budget each, for a generator's image nearest to the truth
@@ -49,11 +49,10 @@ class Settings(shared.OnImages):
         """All methods, those of the flow first."""
         return ["glow", "glow-map", "gaussian", "pca", *self.generators, *CLASSICAL]
 
-    def options(self, method: str, m: int, norm: float) -> tuple[float, ...]:
+    def options(self, method: str, m: int) -> tuple[float, ...]:
         """What a method may choose from."""
         if method == "glow-map":
-            cases = list(product(self.measurements, self.noise_norms))
-            return (self.betas[cases.index((m, norm))],)
+            return self.betas
         if method == "pca":
             return tuple(2**power for power in range(m.bit_length()))
         if method in CLASSICAL:
@@ -61,16 +60,8 @@ class Settings(shared.OnImages):
         return self.gammas if method in self.generators else (0.0,)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Levels(Settings):
-    """Sizes of the comparison of noise levels, where validation images choose among the β for each."""
-
-    def options(self, method: str, m: int, norm: float) -> tuple[float, ...]:
-        return self.betas if method == "glow-map" else super().options(method, m, norm)
-
-
 _FEW: dict[str, Any] = {"data": "photos", "images": 2, "tuned_on": 1, "budget": 6, "iterations": 50}
-_FEW |= {"weights": (0.003,), "range_restarts": 1}
+_FEW |= {"weights": (0.003,), "gammas": (0.01,), "betas": (3.0,), "range_restarts": 1}
 
 
 @experiment(
@@ -78,9 +69,8 @@ _FEW |= {"weights": (0.003,), "range_restarts": 1}
     paper="Asim et al. 2020; Bora et al. 2017",
     shows="Asim et al. Fig. 4 left and Bora et al. Fig. 1 in kind, from 0.5 % to 100 % of n",
     profiles={
-        "quick": Settings(measurements=(61, 614), betas=(3.0, 3.0), linear=(154,), **_FEW),
-        # the ends of what asim.compressed-sensing measures, with the β that it chose on validation images nearest by
-        "laptop": Settings(measurements=(15, 61, 3072), betas=(0.3, 0.3, 10.0), linear=(154, 307, 614, 1229)),
+        "quick": Settings(measurements=(61, 614), linear=(154,), **_FEW),
+        "laptop": Settings(measurements=(15, 61, 3072), linear=(154, 307, 614, 1229)),  # ends of compressed sensing's
     },
     tolerances={"*seconds": None, "*psnr": 0.03},
 )
@@ -101,8 +91,8 @@ def measurements(settings: Settings, context: Context) -> tuple[dict, dict]:
     paper="Bora et al. 2017; Asim et al. 2020",
     shows="Bora et al., theorem 1.1, its term in the noise, and their noise tolerance, for every method",
     profiles={
-        "quick": Levels(measurements=(614,), noise_norms=(0.0, 1.0), betas=(1.0, 3.0), **_FEW),
-        "laptop": Levels(measurements=(614,), noise_norms=(1.0, 10.0), betas=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0)),
+        "quick": Settings(measurements=(614,), noise_norms=(0.0, 1.0), **_FEW | {"betas": (1.0, 3.0)}),
+        "laptop": Settings(measurements=(614,), noise_norms=(1.0, 10.0)),
     },
     tolerances={"*seconds": None, "*psnr": 0.03},
 )
@@ -135,7 +125,7 @@ def _compare(settings: Settings, context: Context) -> tuple[dict, dict]:
 def _choose(settings: Settings, part: Part, item: tuple[int, float, str]) -> tuple[dict, dict]:
     """The option of a method with the best mean PSNR on validation images, from other measurements."""
     m, norm, method = item
-    options = settings.options(method, m, norm)
+    options = settings.options(method, m)
     truth = settings.truth(part, "validation", settings.tuned_on)
     problem, y = _problem(part, truth, m, norm, "validation")
 
