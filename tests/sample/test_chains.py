@@ -1,5 +1,7 @@
 """Chains on the linear-Gaussian problem: moments, calibration, independence, resuming; and what diagnostics say."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +224,34 @@ def test_wrong_arguments_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             sample.mala(case.energy, normal(2, 3), **options)
+
+
+def test_chains_and_particles_sample_the_posterior_under_a_flow():
+    """A flow of the plane with random weights, both coordinates measured: moments in x by quadrature of its density."""
+    flow = priors.PointFlow(couplings=4, width=16, seed=3).double().eval()
+    with torch.no_grad():
+        for k, weight in enumerate(flow.parameters()):
+            weight.add_(0.3 * normal(*weight.shape, seed=k))
+    flow.requires_grad_(False)
+    problem = measure.Problem(measure.Identity((2,), "real"), measure.GaussianNoise(0.7))
+    truth = flow.decode(normal(1, 2, seed=40))
+    y = problem.observe(truth, seed=5)
+    target = energy.Energy(flow, energy.NoiseMisfit(problem, y), energy.LatentNorm(0.5, squared=True))
+
+    side = torch.linspace(-5, 5, 401, dtype=torch.float64) * 0.7
+    offsets = torch.cartesian_prod(side, side)
+    x = y + offsets
+    log_weight = flow.log_prob(x) - 0.5 * (offsets / 0.7).square().sum(1)
+    weight = log_weight.softmax(0)
+    mean = weight @ x
+    covariance = (x - mean).T @ (weight[:, None] * (x - mean))
+
+    z0 = sample.initialise(target, "best", chains=40, seed=1)
+    metric = sample.gauss_newton(target, z0[:, 0])
+    chains = sample.hmc(target, metric.draw(40, seed=2), metric=metric, leapfrogs=3, step=0.5, draws=300, warmup=200)
+    particles = sample.smc(target, particles=3000, seed=3)
+    evidence = torch.logsumexp(log_weight, 0) + 2 * torch.log(side[1] - side[0]) - math.log(2 * math.pi * 0.7**2)
+    assert abs(float(particles.log_evidence[0] - evidence)) < 0.1
+    for drawn in (flow.decode(chains.samples.reshape(-1, 2)), flow.decode(particles.samples[:, 0])):
+        assert ((drawn.mean(0) - mean).abs() < 0.1 * covariance.diagonal().sqrt()).all()
+        torch.testing.assert_close(torch.cov(drawn.T), covariance, rtol=0.15, atol=0.01)
