@@ -1,6 +1,7 @@
 """The quick runs of part 4 against what is known exactly: quadrature, closed forms, the theorem of a lost mode."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy import integrate, stats
 from companion import experiments
 from companion.bayes import Elliptic, laplace, weighted
 from companion.experiments.msign import divergences, elliptic, synthetic
+from companion.experiments.parts import Part
 
 
 @pytest.mark.parametrize("name", divergences.DIVERGENCES)
@@ -96,3 +98,13 @@ def test_folded_chains_have_the_marginal_of_weighted_samples() -> None:
     effective = stored.metrics["reference"]["scale 1"]["smallest ESS, folded"]
     found = stored.take("reference histogram", scale=1)
     assert np.abs(found - expected).max() < 5 * math.sqrt(expected.max() / effective)
+
+
+def test_a_scale_is_judged_by_the_model_as_its_stage_left_it() -> None:
+    settings = experiments.registry.get("msign.synthetic").settings["quick"]
+    small = replace(settings, side=4, samples=200, plain_iterations=5, plain_pool=200, plain_scales=1)
+    case, part = synthetic.Case("integral", "plain", 0), Part(torch.device("cpu"), 0)
+    _, one = synthetic._fit(small, part, case)
+    _, two = synthetic._fit(replace(small, plain_scales=2), part, case)
+    assert np.isnan(one["divergence"].values[1]) and np.isfinite(two["divergence"].values[1])
+    np.testing.assert_allclose(two["divergence"].values[0], one["divergence"].values[0])

@@ -131,13 +131,13 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
     """Train one model and compare it with exact samples at every scale."""
     problems = _problems(settings, case.convention)
     finest, seed = problems[-1], shared.seed_of(part, "draw", case.draw)
-    scales, models = range(1, len(problems) + 1), list[MsIGN | Mirrored]()
-    stages: dict[int, Stage] = {}
+    scales, found = range(1, len(problems) + 1), list[dict[str, np.ndarray]]()
     if case.method == "laplace":
         for scale, problem in zip(scales, problems, strict=True):
             before = finest.simulations
-            models.append(laplace(problem, seed=seed).mixture())
-            stages[scale] = Stage(scale, simulations=finest.simulations - before)
+            mixture = laplace(problem, seed=seed).mixture()
+            stage = Stage(scale, simulations=finest.simulations - before)
+            found.append(_compared(settings, part, case, problem, mixture, stage))
     else:
         plain = case.method == "plain"
         last = min(settings.plain_scales, len(problems)) if plain else len(problems)
@@ -151,13 +151,10 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
             pool = settings.plain_pool if plain else settings.pool
             how = Training(iterations=iterations, batch=settings.batch, pool=pool, rate=settings.rate)
             first = problems[0].sample(pool, seed=shared.seed_of(part, "first", case.draw))
-            (stages[scale],) = train_msign(problems[last - 1], model, how, [scale], first, seed=seed)
-            models.append(model.at(scale))
-    part.count_evaluations(sum(stage.simulations for stage in stages.values()))
-    found = [
-        _compared(settings, part, case, problem, model, stage)
-        for problem, model, stage in zip(problems, models, stages.values(), strict=False)
-    ]
+            (stage,) = train_msign(problems[last - 1], model, how, [scale], first, seed=seed)
+            # at once: the next stage goes on to train the flows of this one
+            found.append(_compared(settings, part, case, problems[scale - 1], model.at(scale), stage))
+    part.count_evaluations(int(sum(one["simulations"] for one in found)))
     found += [{name: np.full_like(value, np.nan) for name, value in found[0].items()}] * (len(problems) - len(found))
     inner: dict[str, dict[str, Any]] = {"histogram": {"c": _centres()}, "curve": {"point": CURVE}}
     return {}, {
