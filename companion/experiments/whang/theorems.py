@@ -24,7 +24,7 @@ class Settings:
     images: int = 6  # near each of which a mode is looked for
     descent: int = 400  # evaluations for that
     stds: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)  # of the noise, and σ of the misfit
-    budget: int = 200  # evaluations for a MAP estimate from the mode
+    budget: int = 200  # evaluations for a MAP estimate from the noisy image
     steps: int = 60  # of Lanczos
 
 
@@ -42,8 +42,8 @@ def theorems(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Adds noise δ to modes x* and compares ‖x̂ − x*‖ of the MAP estimate with ‖δ‖ / (1 + μσ²).
 
     Arrays by prior ("gaussian", "flow"), std and image: "error", "bound", "noise" (‖δ‖), "arrived" (whether the search,
-    which begins at the noisy image, converged); and "curvature", μ, the least
-    eigenvalue of the Hessian of −log p at x*, by prior and image; "gradient", that of −log p at x*, as a share of ‖x*‖.
+    which begins at the noisy image, converged); and "curvature", μ, the least eigenvalue of the Hessian of −log p at
+    x*, by prior and image; "gradient", that of −log p at x*, as a share of ‖x*‖.
     """
     items = [(prior, image) for prior in ("gaussian", "flow") for image in range(settings.images)]
     found = context.map(_test, items, "modes")
