@@ -24,7 +24,7 @@ class Settings:
     images: int
     chains: int = 4
     budget: int  # evaluations of each chain, half of them warm-up; the metric and the search for a start come on top
-    search: int = 100  # evaluations of the search for a start, of each chain
+    search: int = 200  # evaluations of the search for a start, of each chain; with half of it three of 8 are no modes
     cases: tuple[tuple[str, int, float], ...]
     methods: tuple[str, ...] = METHODS
     starts: tuple[str, ...] = STARTS  # of the HMC with a metric; the other methods start at "best" alone
