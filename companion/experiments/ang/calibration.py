@@ -11,7 +11,18 @@ from companion import _support, energy, evaluate, measure, sample
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.ang.problems import Case, cases, observed, posterior, prior_latents, truths
 
-METHODS = ("mala", "mala, metric", "hmc, metric", "smc", "laplace")
+METHODS = (
+    "mala",
+    "hmc",
+    "langevin, metric",
+    "annealed, metric",
+    "mala, metric",
+    "hmc, metric",
+    "pcn, metric",
+    "smc",
+    "laplace",
+)
+LEVELS = 5  # of the annealing, which has a third of the budget for those above the last
 INTERVALS = ("posterior", "predictive", "conformal")
 LIKELIHOODS = ("noise alone", "noise and residual")
 NORMAL = 1.6449  # half width of a 90 % interval of N(0, 1)
@@ -52,7 +63,7 @@ _CASES = (("inpainting", 25, 0.1), ("inpainting", 100, 0.1), ("compressed", 100,
             search=40,
             draws=19,
             cases=(("inpainting", 100, 0.1),),
-            methods=("mala", "mala, metric", "laplace"),
+            methods=("mala", "annealed, metric", "mala, metric", "pcn, metric", "laplace"),
         ),
         "laptop": Settings(data="mnist", problems=200, images=100, training=100, budget=900, draws=59, cases=_CASES),
         "paper": Settings(data="mnist", problems=1000, images=1000, training=1000, budget=3000, draws=59, cases=_CASES),
@@ -106,11 +117,19 @@ def _draws(settings: Settings, part: Part, method: str, target: energy.Energy) -
     leapfrogs = 3 if name == "hmc" else 1
     steps = settings.budget // leapfrogs
     thin = (2 * steps // 3) // settings.draws
-    options: dict[str, Any] = {"draws": settings.draws, "thin": thin, "warmup": steps - thin * settings.draws}
+    warmup = steps - thin * settings.draws
+    options: dict[str, Any] = {"draws": settings.draws, "thin": thin, "seed": seed}
     options |= {"step": 0.5, "metric": metric} if metrical else {"step": 0.05}
-    sampler = sample.mala if name == "mala" else sample.hmc
-    options |= {} if name == "mala" else {"leapfrogs": leapfrogs}
-    return part.count(sampler(target, metric.draw(1, seed=seed), seed=seed, **options)).samples[:, :, 0]  # type: ignore
+    z0 = metric.draw(1, seed=seed)
+    if name == "annealed":
+        chains = sample.annealed_langevin(target, z0, levels=LEVELS, steps=warmup // LEVELS, **options)
+    elif name == "hmc":
+        chains = sample.hmc(target, z0, leapfrogs=leapfrogs, warmup=warmup, **options)
+    else:
+        sampler = {"mala": sample.mala, "pcn": sample.pcn, "langevin": sample.langevin}[name]
+        chains = sampler(target, z0, warmup=warmup, **options)
+    part.count_evaluations(int(chains.evaluations.sum()))
+    return chains.samples[:, :, 0]
 
 
 def _inside(x: Tensor, truth: Tensor) -> Tensor:
