@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from companion.experiments.context import Context
 from companion.experiments.parts import Part, Task, check_outcome
 from companion.experiments.provenance import Provenance, device_words, resolve_device, versions
 from companion.experiments.registry import get, settings_dict, with_changes
-from companion.experiments.workers import Runner, here, last_first, runner
+from companion.experiments.workers import Runner, last_first, runner
 
 SCHEMA = 1
 RUNS = "runs"
@@ -99,8 +99,7 @@ def run(
     Raises ValueError for an unknown name, profile or device, a seed that is not a whole number >= 0, settings that the
     experiment does not have, or a folder that cannot be written.
     """
-    with runner(workers, scheduler) as running:
-        return _run(name, profile, device, seed, out, changes, running, resume)
+    return _run(name, profile, device, seed, out, runner(workers, scheduler), changes, resume)
 
 
 def _run(
@@ -109,8 +108,8 @@ def _run(
     device: str,
     seed: int,
     out: Folder,
+    running: AbstractContextManager[Runner],
     changes: Mapping[str, Any] | None = None,
-    running: Runner = here,
     resume: bool = True,
 ) -> Result:
     keep_freed_memory()
@@ -131,8 +130,8 @@ def _run(
         shutil.rmtree(parts, ignore_errors=True)
     basis = json.dumps([code, recorded, seed, where.type], sort_keys=True)
     start = time.perf_counter()
-    with recording() as paths:
-        context = Context(where, seed, settings=settings, parts=parts, fingerprint=sha256(basis), runner=running)
+    with recording() as paths, running as compute:  # entered only now: what was asked for has been checked
+        context = Context(where, seed, settings=settings, parts=parts, fingerprint=sha256(basis), runner=compute)
         outcome = check_outcome(entry.function(settings, context))
     provenance = Provenance(
         profile=profile,
@@ -169,7 +168,7 @@ def verify(name: str, out: Folder = None) -> list[str]:
     """
     entry, stored = get(name), load(name, "quick", out)
     with tempfile.TemporaryDirectory() as folder:
-        again = _run(name, "quick", "cpu", stored.provenance.seed, folder, running=last_first)
+        again = _run(name, "quick", "cpu", stored.provenance.seed, folder, nullcontext(last_first))
     found = states.differences(stored, again, entry.tolerances)
     if not found:
         known_codes = _codes(stored, out) | {again.provenance.code_sha256}

@@ -86,18 +86,15 @@ def _count(settings: Settings, part: Part, given: tuple[str, int, float]) -> tup
     precision = at_best.widths**-2
     return {}, {
         "restart gap": named(
-            _nats(mass[:, : settings.restarts] - mass.amin(1, True)), restart=settings.restarts, **per_image
+            shared.numpy((mass[:, : settings.restarts] - mass.amin(1, True)).T), restart=settings.restarts, **per_image
         ),
         "apart": named(shared.numpy(distance.T), restart=settings.restarts, **per_image),
-        "gap": named(_nats(energies[:, settings.restarts :] - energies.amin(1, True)), search=SEARCHES, **per_image),
+        "gap": named(
+            shared.numpy((energies[:, settings.restarts :] - energies.amin(1, True)).T), search=SEARCHES, **per_image
+        ),
         "largest curvature": named(shared.numpy(precision[:, 0]), **per_image),
         "informed": named(shared.numpy((precision > INFORMED).sum(1)), **per_image),
     }
-
-
-def _nats(above: Tensor) -> np.ndarray:
-    """[image, end] as [end, image]."""
-    return shared.numpy(above.T)
 
 
 def _search(settings: Settings, part: Part, target: energy.Energy, case: Case, how: str) -> tuple[Tensor, Tensor]:
