@@ -58,8 +58,8 @@ class Search:
 
 _WEIGHTS: dict[str, tuple[float, ...]] = {
     "map": (0.05, 0.1, 0.2, 0.5, 1.0),
-    "latent": (0.1, 0.5),  # 1/2 is the posterior of z
-    "asim": (0.2, 1.0),
+    "latent": (0.05, 0.1, 0.2, 0.5, 1.0),  # 1/2 is the posterior of z
+    "asim": (0.05, 0.2, 0.5, 1.0, 2.0, 5.0),
     "bm3d": (0.5, 0.7, 1.0, 1.4, 2.0),
     "bm3d stabilised": (0.5, 0.7, 1.0, 1.4, 2.0),
     "tv": (0.3, 0.5, 0.7, 1.0, 1.5, 2.0),
@@ -70,8 +70,15 @@ _DIGITS = Settings(
     size=28,
     flow="glow-mnist-smooth",
     vae="vae-mnist",
-    noises={"sinusoidal": (0.3, 1.0, 2.0), "radial": (1.0,)},
-    weights={**_WEIGHTS, "vae": (0.5, 2.0)},
+    noises={"sinusoidal": (0.3, 1.0, 2.0), "radial": (0.5, 1.0, 2.0)},
+    weights={
+        **_WEIGHTS,
+        "map": (0.2, 0.3, 0.5, 0.7, 1.0, 1.5),
+        "latent": (0.2, 0.5, 1.0, 2.0),
+        "asim": (0.5, 1.0, 2.0, 4.0, 8.0),
+        "tv": (0.1, *_WEIGHTS["tv"], 3.0),
+        "vae": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
+    },
     images=100,
     budget=80,
 )
