@@ -150,6 +150,20 @@ def test_the_log_loss_falls_when_it_is_descended_and_the_prior_keeps_its_discrim
         assert float(discriminator.log_loss(gan.discriminate, *held_out)) == pytest.approx(losses["as trained"])
 
 
+@pytest.mark.slow
+def test_the_corrector_tells_the_two_generators_apart():
+    part, gan, vae = Part(CPU, 0), priors.load("gan-mnist"), priors.load("vae-mnist")
+    settings = tilted_settings(tuning=20)
+    corrected = discriminator.judge(
+        settings, part, vae, "corrected", partial(discriminator.real_images, settings, part)
+    )
+    held_out = [problems.truths(part, prior, "prior", 200).detach() for prior in (gan, vae)]
+    with torch.no_grad():
+        found = discriminator.log_loss(lambda x: corrected(x) - gan.discriminate(x), *held_out)
+        before = discriminator.log_loss(gan.discriminate, *held_out)
+    assert float(found) < min(float(before), 0.69)  # a coin's is log 2
+
+
 def test_the_log_loss_is_scikit_learns():
     d = torch.randn(7, generator=torch.Generator().manual_seed(0))
     expected = metrics.log_loss([1, 1, 1, 1, 0, 0, 0, 0], d.sigmoid()[[0, 1, 2, 3, 4, 5, 6, 6]], labels=[0, 1])

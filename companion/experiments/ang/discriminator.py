@@ -46,6 +46,9 @@ _RUNS = (
     (_GAN, "theorem 2", 1.0),
     (_GAN, "logistic", 1.0),
     (_VAE, "as trained", 0.0),
+    (_VAE, "as trained", 1.0),
+    (_VAE, "theorem 2", 1.0),
+    (_VAE, "corrected", 1.0),
     (_VAE, "logistic", 1.0),
 )
 
@@ -73,12 +76,12 @@ _RUNS = (
             runs=_RUNS,
             calibration=1000,
             labelled=10_000,
-            draws=64,
+            draws=200,
             budget=200,
             images=40,
             chains=2,
-            search=60,
-            posterior=240,
+            search=100,
+            posterior=1200,
         ),
         "paper": Settings(
             data="mnist",
@@ -123,34 +126,39 @@ def real_images(settings: Settings, part: Part, number: int, split: str) -> Tens
 
 
 def judge(settings: Settings, part: Part, prior: Any, how: str, real: Real) -> Callable[[Tensor], Tensor]:
-    """The GAN's discriminator, in evaluation mode: "as trained", or tuned to images of `prior`.
+    """The GAN's discriminator, in evaluation mode: "as trained", or made to fit images of `prior`.
 
     "theorem 2" descends E d(G(z)) alone, by 5 steps of SGD over 1,000 draws in training mode, as Ang's code does.
     "logistic" descends the log loss of real training images against draws, which is least for d = log p_data / p_G.
+    "corrected" is eq. 7 of Ang: d as trained, of log p_data / p_GAN, plus the logit of a second network that descends
+    the log loss of the GAN's draws against those of `prior`, for log p_GAN / p_G.
     """
     gan = shared.prior(part, _GAN)
     if how == "as trained":
         return gan.discriminate
-    gan = deepcopy(gan)
-    parameters = [each.requires_grad_() for each in gan.discriminator.parameters()]
+    tuned = deepcopy(gan)
+    parameters = [each.requires_grad_() for each in tuned.discriminator.parameters()]
     steps: list[Callable[[], Tensor]]
     if how == "theorem 2":
-        gan.discriminator.train()
+        tuned.discriminator.train()
         optimiser: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
         generated = _drawn(part, prior, 1000, "tuning")
-        steps = [partial(lambda images: gan.discriminate(images).mean(), generated)] * 5
+        steps = [partial(lambda images: tuned.discriminate(images).mean(), generated)] * 5
     else:
         optimiser = torch.optim.Adam(parameters, lr=1e-4)
-        known = real(settings.tuning * _BATCH, "train")
-        pairs = zip(known.split(_BATCH), _drawn(part, prior, len(known), "tuning").split(_BATCH), strict=True)
-        steps = [partial(log_loss, gan.discriminate, *pair) for pair in pairs]
+        number = settings.tuning * _BATCH
+        better = _drawn(part, gan, number, "correction") if how == "corrected" else real(number, "train")
+        pairs = zip(better.split(_BATCH), _drawn(part, prior, len(better), "tuning").split(_BATCH), strict=True)
+        steps = [partial(log_loss, tuned.discriminate, *pair) for pair in pairs]
     for step in steps:
         optimiser.zero_grad()
         step().backward()
         optimiser.step()
-    gan.discriminator.eval()
-    gan.requires_grad_(False)
-    return gan.discriminate
+    tuned.discriminator.eval()
+    tuned.requires_grad_(False)
+    if how == "corrected":
+        return lambda x: gan.discriminate(x) + tuned.discriminate(x)
+    return tuned.discriminate
 
 
 @torch.no_grad()
