@@ -21,7 +21,6 @@ from companion.energy import (
     Penalty,
     PerceptronMisfit,
     ProbitMisfit,
-    SquaredMisfit,
     linearised,
 )
 from companion.experiments import Context, Part, experiment, gather, named, problems, shared
@@ -64,11 +63,11 @@ class Search:
 
 
 _WEIGHTS: dict[str, tuple[float, ...]] = {
-    "straight-through": (0.5, 1.0, 2.0),
-    "perceptron": (0.5, 1.0, 2.0),
-    "linearised": (0.2, 0.5, 1.0),
-    "asim": (0.1, 0.5, 2.0),
-    "vae linearised": (0.5, 2.0),
+    "straight-through": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "perceptron": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "linearised": (0.1, 0.2, 0.5, 1.0, 2.0),
+    "asim": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+    "vae linearised": (0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
 }
 _LAPTOP = Settings(weights=_WEIGHTS)
 
@@ -152,11 +151,14 @@ def _solver(
     vae = search.method.startswith("vae")
     prior = shared.prior(part, settings.vae if vae else settings.flow)
     z0 = prior.encode(exact.clamp(0, 1) if vae else exact)
+    # The perceptron's loss has the gradient that is handed straight through the sign, so Adam's way is the same; but a
+    # solver keeps its best iterate, and by the misfit, a staircase, that would hardly ever be the one that it came to.
+    plain = measure.Problem(measure.SignOf(linear.operator), measure.GaussianNoise(0.5**0.5))
     misfits: dict[str, Callable[[], Misfit]] = {
         "perceptron": lambda: PerceptronMisfit(problem, y),
         "probit": lambda: ProbitMisfit(problem, y),
-        "straight-through": lambda: NoiseMisfit(problem, y),
-        "asim": lambda: SquaredMisfit(measure.SignOf(linear.operator), y),
+        "straight-through": lambda: PerceptronMisfit(problem, y),
+        "asim": lambda: PerceptronMisfit(plain, y),  # whose gradient is that of the sum of squares
     }
     misfit = misfits.get(search.method, lambda: NoiseMisfit(linear, y))()
     adam = search.method in ("straight-through", "asim")
