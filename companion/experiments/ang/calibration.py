@@ -7,11 +7,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion import _support, energy, evaluate, measure, sample
+from companion import _support, evaluate, measure, sample
 from companion.experiments import Context, Part, experiment, gather, named, shared
-from companion.experiments.ang.problems import Case, cases, observed, posterior, prior_latents, truths
+from companion.experiments.ang.problems import (
+    Case,
+    cases,
+    observed,
+    posterior,
+    printed,
+    printed_langevin,
+    prior_latents,
+    truths,
+)
 
 METHODS = (
+    "printed",
     "mala",
     "hmc",
     "langevin, metric",
@@ -38,7 +48,7 @@ class Settings:
     data: str  # of the real digits
     problems: int  # drawn from the prior
     images: int  # real digits
-    training: int  # real digits for the decoder's residual and the conformal factor
+    known: int  # validation digits, which neither the VAE nor the test has seen, for residual and conformal factor
     budget: int  # evaluations of each problem's chain, a third of them warm-up
     search: int = 60  # evaluations of each of four searches for the start
     draws: int  # kept of each chain: 19, 39 or 59, whose order statistics make exact 90 % intervals
@@ -58,15 +68,15 @@ _CASES = (("inpainting", 25, 0.1), ("inpainting", 100, 0.1), ("compressed", 100,
             data="digits",
             problems=24,
             images=6,
-            training=6,
+            known=6,
             budget=150,
             search=40,
             draws=19,
             cases=(("inpainting", 100, 0.1),),
-            methods=("mala", "annealed, metric", "mala, metric", "pcn, metric", "laplace"),
+            methods=("printed", "mala", "annealed, metric", "mala, metric", "pcn, metric", "laplace"),
         ),
-        "laptop": Settings(data="mnist", problems=200, images=100, training=100, budget=900, draws=59, cases=_CASES),
-        "paper": Settings(data="mnist", problems=1000, images=1000, training=1000, budget=3000, draws=59, cases=_CASES),
+        "laptop": Settings(data="mnist", problems=200, images=100, known=100, budget=900, draws=59, cases=_CASES),
+        "paper": Settings(data="mnist", problems=1000, images=1000, known=1000, budget=3000, draws=59, cases=_CASES),
     },
     # ranks are whole numbers of chains that follow rounding errors apart
     tolerances={"rank": 0.5, "*coverage": 0.2, "*error": 0.2, "*width": 0.2},
@@ -83,26 +93,34 @@ def calibration(settings: Settings, context: Context) -> tuple[dict, dict]:
 def _rank(settings: Settings, part: Part, item: tuple[tuple[str, int, float], str]) -> tuple[dict, dict]:
     """Simulation-based calibration (Talts et al. 2018): one chain for each of many problems drawn from the prior.
 
-    "rank" counts the draws below the truth, of each latent and, last, of ‖z‖²: uniform on 0 … draws if all is well.
+    "rank" counts the draws below the truth, of each latent, of ‖z‖² and of ‖f(G(z)) − y‖²: uniform on 0 … draws if all
+    is well. Draws of the prior would pass by the latents alone, which do not see y.
     """
     given, method = item
     prior = shared.prior(part, settings.prior)
     truth = truths(part, prior, "prior", settings.problems)
     latents = prior_latents(part, prior, settings.problems)
     problem, y = observed(part, truth, Case(*given), "calibration")
-    z = _draws(settings, part, method, posterior(prior, problem, y))
-    below = torch.cat([z < latents, z.square().sum(2, True) < latents.square().sum(1, True)], 2).sum(0)
+    z = _draws(settings, part, method, prior, problem, y)
     with torch.no_grad():
         x = prior.decode(z.flatten(0, 1)).view(len(z), *truth.shape)
+    below = (_ranked(z, x, problem, y) < _ranked(latents[None], truth[None], problem, y)).sum(0)
     return {}, {
-        "rank": named(shared.numpy(below), problem=settings.problems, quantity=prior.latent_dim + 1),
+        "rank": named(shared.numpy(below), problem=settings.problems, quantity=prior.latent_dim + 2),
         "coverage": named(_share(_inside(x, truth), x.std(0) > VISIBLE), problem=settings.problems),
         "error": named(evaluate.mse(x.mean(0), truth).numpy(), problem=settings.problems),
     }
 
 
-def _draws(settings: Settings, part: Part, method: str, target: energy.Energy) -> Tensor:
+def _ranked(z: Tensor, x: Tensor, problem: measure.Problem, y: Tensor) -> Tensor:
+    """Latents z [draw, problem, n], their squared lengths, and squared misfits of x = G(z), [draw, problem, n + 2]."""
+    misfit = torch.stack([(problem.operator(each) - y).flatten(1).square().sum(1) for each in x])
+    return torch.cat([z, z.square().sum(2, True), misfit[..., None]], 2)
+
+
+def _draws(settings: Settings, part: Part, method: str, prior: Any, problem: measure.Problem, y: Tensor) -> Tensor:
     """Draws of each problem's posterior, [draw, problem, n]."""
+    target = printed(prior, problem, y) if method == "printed" else posterior(prior, problem, y)
     seed, images = shared.seed_of(part, "chains", method), len(target)
     if method == "smc":
         found = sample.smc(target, particles=settings.draws, seed=seed)
@@ -118,16 +136,19 @@ def _draws(settings: Settings, part: Part, method: str, target: energy.Energy) -
     steps = settings.budget // leapfrogs
     thin = (2 * steps // 3) // settings.draws
     warmup = steps - thin * settings.draws
-    options: dict[str, Any] = {"draws": settings.draws, "thin": thin, "seed": seed}
-    options |= {"step": 0.5, "metric": metric} if metrical else {"step": 0.05}
+    options: dict[str, Any] = {"draws": settings.draws, "thin": thin, "warmup": warmup, "seed": seed}
     z0 = metric.draw(1, seed=seed)
-    if name == "annealed":
-        chains = sample.annealed_langevin(target, z0, levels=LEVELS, steps=warmup // LEVELS, **options)
-    elif name == "hmc":
-        chains = sample.hmc(target, z0, leapfrogs=leapfrogs, warmup=warmup, **options)
+    if name == "printed":
+        chains = printed_langevin(target, z0, **options)
+    elif name == "annealed":
+        del options["warmup"]
+        chains = sample.annealed_langevin(
+            target, z0, step=0.5, metric=metric, levels=LEVELS, steps=warmup // LEVELS, **options
+        )
     else:
-        sampler = {"mala": sample.mala, "pcn": sample.pcn, "langevin": sample.langevin}[name]
-        chains = sampler(target, z0, warmup=warmup, **options)
+        options |= {"step": 0.5, "metric": metric} if metrical else {"step": 0.05}
+        options |= {"leapfrogs": leapfrogs} if name == "hmc" else {}
+        chains = getattr(sample, name)(target, z0, **options)
     part.count_evaluations(int(chains.evaluations.sum()))
     return chains.samples[:, :, 0]
 
@@ -150,24 +171,24 @@ def _cover(settings: Settings, part: Part, item: tuple[tuple[str, int, float], s
 
     "posterior": of G(z). "predictive": of G(z) plus the decoder's residual, normal with its own deviation for each
     pixel. "conformal": posterior mean plus or minus the predictive deviation times a factor, with which 90 % of the
-    stroke pixels of training digits are inside. The likelihood knows of the noise alone, or of the residual too:
+    stroke pixels of validation digits are inside. The likelihood knows of the noise alone, or of the residual too:
     variance std² + τ², for Gaussian rows std² + τ² n / m.
     """
     given, likelihood = item
     case, prior = Case(*given), shared.prior(part, settings.prior)
     residual = _residual(settings, part, prior)
     found = {}
-    for split, number in (("train", settings.training), ("test", settings.images)):
+    for split, number in (("validation", settings.known), ("test", settings.images)):
         truth = truths(part, prior, settings.data, number, split)
         problem, y = observed(part, truth, case, split)
         if likelihood == "noise and residual":
             gain = truth[0].numel() / case.m if case.kind == "compressed" else 1.0
             std = (case.std**2 + gain * float(residual.square().mean())) ** 0.5
             problem = measure.Problem(problem.operator, measure.GaussianNoise(std))
-        z = _draws(settings, part, "mala, metric", posterior(prior, problem, y))
+        z = _draws(settings, part, "mala, metric", prior, problem, y)
         with torch.no_grad():
             found[split] = truth, prior.decode(z.flatten(0, 1)).view(len(z), *truth.shape)
-    (known, at_known), (truth, x) = found["train"], found["test"]
+    (known, at_known), (truth, x) = found["validation"], found["test"]
     scores = ((known - at_known.mean(0)).abs() / _width(at_known, residual))[known > STROKE]
     factor = float(scores.quantile(0.9)) / NORMAL
     noise = _support.normal(x.shape, part.seed, x, "predictive")
@@ -178,7 +199,9 @@ def _cover(settings: Settings, part: Part, item: tuple[tuple[str, int, float], s
     }
     groups = {"all": torch.ones_like(truth, dtype=torch.bool), "strokes": truth > STROKE}
     shares = [[_share(inside[kind], counted) for counted in groups.values()] for kind in INTERVALS]
-    return {"conformal factor": round(factor, 3), "residual": round(float(residual.square().mean().sqrt()), 4)}, {
+    return {}, {
+        "conformal factor": named(round(factor, 3)),
+        "residual": named(round(float(residual.square().mean().sqrt()), 4)),
         "real coverage": named(np.stack(shares), interval=INTERVALS, group=tuple(groups), image=settings.images),
         "real error": named(evaluate.mse(x.mean(0), truth).numpy(), image=settings.images),
         "real width": named(shared.numpy(x.var(0).flatten(1).mean(1).sqrt()), image=settings.images),
@@ -191,8 +214,8 @@ def _width(x: Tensor, residual: Tensor) -> Tensor:
 
 
 def _residual(settings: Settings, part: Part, prior: Any) -> Tensor:
-    """τ, root mean square over training digits of what the decoder cannot show, for each pixel, [*shape]."""
-    truth = truths(part, prior, settings.data, settings.training, "train")
+    """τ, root mean square over validation digits of what the decoder cannot show, for each pixel, [*shape]."""
+    truth = truths(part, prior, settings.data, settings.known, "validation")
     problem = measure.Problem(measure.Identity(tuple(truth.shape[1:])), measure.GaussianNoise(0.1))
     target = posterior(prior, problem, truth)
     z, _ = sample.improve(target, prior.encode(truth)[:, None], settings.search)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from companion import evaluate, sample
-from companion.energy import Energy, LatentNorm, SquaredMisfit
+from companion.energy import Energy
 from companion.experiments import Context, Part, experiment, gather, named, shared
-from companion.experiments.ang.problems import Case, cases, observed, posterior, truths
+from companion.experiments.ang.problems import Case, cases, observed, posterior, printed, printed_langevin, truths
 
 STARTS = (
     "random",
@@ -25,7 +25,6 @@ STARTS = (
     "map-posterior, printed",
 )
 SEARCHES = ("map", "map-posterior", "posterior, map", "posterior, map, metric", "map-posterior, printed")
-PRINTED_RATE = 0.01  # η of Algorithm 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +107,8 @@ def _recover(settings: Settings, part: Part, item: tuple[tuple[str, int, float],
         estimates = [_decoded(prior, sample.improve(energy, guess, budget)[0][:, 0]) for budget in spent]
         part.count_evaluations(settings.images * sum(spent))
     elif start.endswith("printed"):
-        printed = Energy(prior, SquaredMisfit(problem.operator, y), LatentNorm(0.5, squared=True))
-        z0 = _start(settings, part, printed, start.removesuffix(", printed"))
-        chains = sample.langevin(printed, z0, step=(2 * PRINTED_RATE) ** 0.5, temperature=0.5, **options)
+        target = printed(prior, problem, y)
+        chains = printed_langevin(target, _start(settings, part, target, start.removesuffix(", printed")), **options)
         latents = chains.samples[:, :, 0]
         # the published code averages latents, and leaves the first of its row of them 0
         lengths = (settings.published, *(budget - cost for budget in settings.budgets))
