@@ -9,16 +9,8 @@ from torch import Tensor
 
 from companion import _support, evaluate, measure, sample
 from companion.experiments import Context, Part, experiment, gather, named, shared
-from companion.experiments.ang.problems import (
-    Case,
-    cases,
-    observed,
-    posterior,
-    printed,
-    printed_langevin,
-    prior_latents,
-    truths,
-)
+from companion.experiments.ang import printed
+from companion.experiments.ang.problems import Case, cases, observed, posterior, prior_latents, truths
 
 METHODS = (
     "printed",
@@ -120,7 +112,7 @@ def _ranked(z: Tensor, x: Tensor, problem: measure.Problem, y: Tensor) -> Tensor
 
 def _draws(settings: Settings, part: Part, method: str, prior: Any, problem: measure.Problem, y: Tensor) -> Tensor:
     """Draws of each problem's posterior, [draw, problem, n]."""
-    target = printed(prior, problem, y) if method == "printed" else posterior(prior, problem, y)
+    target = printed.energy(prior, problem, y) if method == "printed" else posterior(prior, problem, y)
     seed, images = shared.seed_of(part, "chains", method), len(target)
     if method == "smc":
         found = sample.smc(target, particles=settings.draws, seed=seed)
@@ -139,7 +131,7 @@ def _draws(settings: Settings, part: Part, method: str, prior: Any, problem: mea
     options: dict[str, Any] = {"draws": settings.draws, "thin": thin, "warmup": warmup, "seed": seed}
     z0 = metric.draw(1, seed=seed)
     if name == "printed":
-        chains = printed_langevin(target, z0, **options)
+        chains = printed.langevin(target, z0, **options)
     elif name == "annealed":
         del options["warmup"]
         chains = sample.annealed_langevin(

@@ -9,7 +9,8 @@ from torch import Tensor
 from companion import evaluate, sample
 from companion.energy import Energy
 from companion.experiments import Context, Part, experiment, gather, named, shared
-from companion.experiments.ang.problems import Case, cases, observed, posterior, printed, printed_langevin, truths
+from companion.experiments.ang import printed
+from companion.experiments.ang.problems import Case, cases, observed, posterior, truths
 
 STARTS = (
     "random",
@@ -107,8 +108,8 @@ def _recover(settings: Settings, part: Part, item: tuple[tuple[str, int, float],
         estimates = [_decoded(prior, sample.improve(energy, guess, budget)[0][:, 0]) for budget in spent]
         part.count_evaluations(settings.images * sum(spent))
     elif start.endswith("printed"):
-        target = printed(prior, problem, y)
-        chains = printed_langevin(target, _start(settings, part, target, start.removesuffix(", printed")), **options)
+        target = printed.energy(prior, problem, y)
+        chains = printed.langevin(target, _start(settings, part, target, start.removesuffix(", printed")), **options)
         latents = chains.samples[:, :, 0]
         # the published code averages latents, and leaves the first of its row of them 0
         lengths = (settings.published, *(budget - cost for budget in settings.budgets))

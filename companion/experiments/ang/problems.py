@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion import _support, energy, measure, sample
+from companion import _support, energy, measure
 from companion.experiments import Part, problems, shared
 
 
@@ -61,13 +61,3 @@ def observed(part: Part, truth: Tensor, case: Case, draw: str | int = 0) -> tupl
 def posterior(prior: Any, problem: measure.Problem, y: Tensor) -> energy.Energy:
     """−log p(z | y) but for a constant: −log p(y | G(z)) + ‖z‖²/2."""
     return energy.Energy(prior, energy.NoiseMisfit(problem, y), energy.LatentNorm(0.5, squared=True))
-
-
-def printed(prior: Any, problem: measure.Problem, y: Tensor) -> energy.Energy:
-    """‖f(G(z)) − y‖² + ‖z‖²/2, the energy of Ang's Algorithm 1 with the weight λ = 1 of the code."""
-    return energy.Energy(prior, energy.SquaredMisfit(problem.operator, y), energy.LatentNorm(0.5, squared=True))
-
-
-def printed_langevin(target: energy.Energy, z0: Tensor, **options: Any) -> sample.Chains:
-    """Chains of Ang's Algorithm 1: η = 0.01 and noise √η, whatever the posterior is."""
-    return sample.langevin(target, z0, step=(2 * 0.01) ** 0.5, temperature=0.5, **options)
