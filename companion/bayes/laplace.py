@@ -7,6 +7,7 @@ from torch import Tensor
 
 from companion import _support
 from companion.bayes.divergence import weighted
+from companion.bayes.moved import moved
 from companion.bayes.problems import FieldProblem, maximise
 from companion.priors.fields import GaussianField
 from companion.priors.msign import DirectedAffine, Mirrored, MsIGN
@@ -87,14 +88,16 @@ def laplace(problem: FieldProblem, rank: int = 40, starts: int = 3, seed: int = 
     return Laplace(field, mode, curvatures.flip(0), (vectors.T @ basis).flip(0))
 
 
-def aim(problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: int = 2, seed: int = 0) -> None:
+def aim(
+    problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: int = 2, moves: int = 0, seed: int = 0
+) -> None:
     """Aim the affine layer of a model's finest scale at one half of the posterior, before it is trained.
 
     Its directions are those along which the likelihood of this scale or of the one below curves most: samples of the
     proposal are sharp along the coarse ones, and shall be along the fine ones. It starts as the optimal transport
     between Gaussians from the proposal's moments to those of the Laplace approximation at the mode that the proposal
     leans to; then up to `rounds` times to the moments of its own samples, weighted by the posterior, while these say
-    more than their own noise.
+    more than their own noise; and last, with `moves`, to those of a quarter as many samples, moved.
 
     Parameters
     ----------
@@ -102,6 +105,8 @@ def aim(problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: in
         A posterior, and a model of it whose layer is to be aimed; the rest of its finest scale is still the identity.
     samples
         For each estimate of moments.
+    moves
+        Of the last samples: see :func:`companion.bayes.moved.moved`.
     """
     layer, field = model.directed, problem.field
     if layer is None:
@@ -139,6 +144,11 @@ def aim(problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: in
             mean = found.weights @ c
             covariance = (c - mean).T @ (found.weights[:, None] * (c - mean))
             _transport(layer, field, directions, before, mean, covariance)
+        if moves:
+            x = half_model.sample(-(-samples // 4), seed=draws)
+    if moves:
+        c = layer.coordinates(moved(problem, model, x, moves, seed, ("aim", model.scales)))
+        _transport(layer, field, directions, before, c.mean(0), c.T.cov(correction=0).view(rank, rank))
 
 
 def _transport(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from companion import _support
 from companion.bayes.divergence import Weighted, reverse_term, stein_term, weighted
 from companion.bayes.laplace import aim
+from companion.bayes.moved import moved
 from companion.bayes.problems import FieldProblem
 from companion.priors.msign import Mirrored, MsIGN
 
@@ -29,6 +30,10 @@ class Settings:
     pool, least_ess
         Samples of the proposal, drawn once a round (and for :func:`companion.bayes.laplace.aim`), and how many
         effective ones they must be worth.
+    moves
+        With more than 0, a quarter as many are drawn from each pool with their weights, and moved so many times
+        (:func:`companion.bayes.moved.moved`) before they stand for the posterior, in the forward term and where an
+        affine layer is aimed. The paper has none.
     rate, last_rate
         Learning rate at the start; the cosine's end as a part of it.
     clip
@@ -43,6 +48,7 @@ class Settings:
     batch: int = 100
     pool: int = 4000
     least_ess: float = 300.0
+    moves: int = 0
     rate: float = 1e-3
     last_rate: float = 0.002
     clip: float = 20.0
@@ -126,7 +132,7 @@ def _train_stage(
 ) -> Stage:
     stage, before = Stage(model.scales), problem.simulations
     if model.directed:
-        aim(problem, model, how.pool, seed=seed)
+        aim(problem, model, how.pool, moves=how.moves, seed=seed)
     parameters = list(model.parameters())
     proposals = _support.generator(seed, "train", "proposal", model.scales)
     latents = _support.generator(seed, "train", "latents", model.scales)
@@ -138,6 +144,10 @@ def _train_stage(
             optimiser = torch.optim.Adam(parameters, how.rate, betas=(0.9, 0.99), fused=True)
             if how.objective == "jeffreys":
                 pool = _pool(problem, model, how, given, proposals)
+                if how.moves and pool.raw_ess < len(pool.x):
+                    x = pool.draw(-(-how.pool // 4), picks)
+                    x = moved(problem, model, x, how.moves, seed, ("pool", model.scales, iteration))
+                    pool = replace(pool, x=x, weights=x.new_full((len(x),), 1 / len(x)))
                 stage.ess, stage.raw_ess, stage.power = pool.ess, pool.raw_ess, pool.power
         cosine = (1 + math.cos(math.pi * (iteration % length) / length)) / 2
         for group in optimiser.param_groups:

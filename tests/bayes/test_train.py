@@ -1,12 +1,15 @@
-"""Jeffreys divergence against closed forms, its gradients, the guard of the weights, and training stage by stage."""
+"""Jeffreys divergence against closed forms, its gradients, the guard of the weights, moves, training stage by stage."""
 
 import math
 
 import pytest
 import torch
+from scipy import stats
 
 from companion.bayes import Settings, Synthetic, amortised_svgd, jeffreys, train, train_msign, weighted
 from companion.bayes.divergence import reverse_term, stein_term
+from companion.bayes.laplace import aim
+from companion.bayes.moved import moved
 from companion.priors.bijections import ActNorm
 from companion.priors.fields import GaussianField
 from companion.priors.msign import Mirrored, MsIGN
@@ -167,6 +170,22 @@ def test_each_round_of_a_stage_proposes_with_the_model_as_it_has_become(monkeypa
     assert len(stage.loss) == 5 and stage.raw_ess == pools[1].raw_ess != pools[0].raw_ess
     with pytest.raises(ValueError, match="rounds: got 0"):
         train_msign(problem, model, Settings(rounds=0), [1])
+
+
+@pytest.mark.slow
+def test_moved_samples_follow_the_posterior_from_right_and_from_wrong_places() -> None:
+    problem = Synthetic(4)
+    model = Mirrored(MsIGN(problem.field, 1, steps=1, width=4, rank=2, seed=1))
+    aim(problem, model, 2000)
+    exact, other = problem.sample(800, seed=1), problem.sample(800, seed=2)
+    found = {name: moved(problem, model, x, 12) for name, x in (("right", other), ("wrong", 1.3 * other))}
+    expected = problem.log_density(exact)
+    assert stats.ks_2samp(problem.log_density(1.3 * other), expected).pvalue < 1e-9
+    for x in found.values():
+        assert stats.ks_2samp(problem.log_density(x), expected).pvalue > 0.01
+        # squares do not ask which of the two mirror images a sample is; four standard errors of two means of 800
+        spreads = [problem.field.encode(each).square().mean(0) for each in (x, exact)]
+        torch.testing.assert_close(*spreads, rtol=4 * (4 / 800) ** 0.5, atol=0)
 
 
 @pytest.mark.slow

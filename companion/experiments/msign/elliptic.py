@@ -14,7 +14,7 @@ from companion.experiments.arrays import collect
 from companion.experiments.msign.rivals import sampled
 from companion.priors.msign import Mirrored, MsIGN
 
-METHODS = ("plain", "mirrored", "laplace")
+METHODS = ("plain", "mirrored", "moved", "laplace")  # "moved" is "mirrored" whose samples for the forward term move
 RIVALS = ("mala", "pcn", "svgd", "psvgd")
 LEADING = 8  # modes of the prior on which the reference's convergence is judged
 EDGES = np.linspace(-2, 2, 61)  # of the histograms along the truth
@@ -38,6 +38,7 @@ class Settings:
     steps: int
     width: int
     pool: int
+    moves: int = 6  # of "moved"
     rank: int = 16
     particles: int = 100  # of the SVGD family, and chains of the others
     rival_steps: int  # of each rival
@@ -71,6 +72,7 @@ class Case:
             steps=2,
             width=8,
             pool=500,
+            moves=2,
             particles=20,
             rival_steps=40,
         ),
@@ -189,7 +191,11 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
             current: MsIGN | Mirrored = laplace(problem, seed=seed).mixture()
         else:
             how = Training(
-                settings.iterations, settings.rounds, pool=settings.pool, rate=settings.rate / 2 ** (scale - 1)
+                settings.iterations,
+                settings.rounds,
+                pool=settings.pool,
+                moves=settings.moves if case.method == "moved" else 0,
+                rate=settings.rate / 2 ** (scale - 1),
             )
             if scale == 1:
                 how = replace(how, iterations=settings.first_iterations, rounds=1, rate=6 * settings.rate)
