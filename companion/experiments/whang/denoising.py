@@ -70,15 +70,8 @@ _DIGITS = Settings(
     size=28,
     flow="glow-mnist-smooth",
     vae="vae-mnist",
-    noises={"sinusoidal": (0.3, 1.0, 2.0), "radial": (0.5, 1.0, 2.0)},
-    weights={
-        **_WEIGHTS,
-        "map": (0.2, 0.3, 0.5, 0.7, 1.0, 1.5),
-        "latent": (0.2, 0.5, 1.0, 2.0),
-        "asim": (0.5, 1.0, 2.0, 4.0, 8.0),
-        "tv": (0.1, *_WEIGHTS["tv"], 3.0),
-        "vae": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
-    },
+    noises={"sinusoidal": (0.3, 1.0, 2.0), "radial": (1.0,)},
+    weights={**_WEIGHTS, "latent": (0.1, 0.5), "asim": (0.2, 1.0), "vae": (0.5, 2.0)},
     images=100,
     budget=80,
 )
