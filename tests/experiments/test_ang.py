@@ -130,6 +130,20 @@ def test_the_processs_length_is_the_likeliest_to_scikit_learn():
     np.testing.assert_allclose(found, (offsets**2).mean() * np.exp(-squared / (2 * length**2)))
 
 
+def test_truths_rank_evenly_among_draws_that_are_exact(monkeypatch):
+    """Laplace's draws of a linear prior's posterior are: every rank of 0 … 19 then has the same chance."""
+    weight = 0.05 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    prior = priors.Linear(weight, torch.full((6,), 0.5), (1, 2, 3))
+    monkeypatch.setattr(calibration.shared, "prior", lambda part, name: prior)
+    case, problems_ = ("inpainting", 3, 0.1), 300
+    settings = calibration.Ranks(problems=problems_, budget=30, search=15, draws=19, cases=(case,))
+    arrays = calibration._rank(settings, Part(CPU, 0), (case, "laplace"))[1]
+    for column in arrays["rank"].values.T:
+        assert stats.chisquare(np.bincount(column, minlength=20)).pvalue > 1e-3
+    inside = arrays["coverage"].values
+    assert abs(np.nanmean(inside) - 0.9) < 4 * np.nanstd(inside) / problems_**0.5
+
+
 def tilted_settings(**changes):
     sizes = {"calibration": 1, "labelled": 1, "draws": 1, "budget": 1, "images": 1, "chains": 1, "posterior": 1}
     return discriminator.Settings(data="tilted", runs=(), **(sizes | changes))

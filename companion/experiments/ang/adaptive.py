@@ -13,6 +13,7 @@ from companion.experiments.ang.problems import truths
 
 FIXED = ("random", "fixed, variance", "fixed, conditional")
 ADAPTIVE = ("epsilon", "variance", "conditional")
+_GAN = ("random", "fixed, conditional", "variance", "conditional")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,32 @@ def adaptive(settings: Settings, context: Context) -> tuple[dict, dict]:
 )
 def adaptive_rows(settings: RowSettings, context: Context) -> tuple[dict, dict]:
     """Measures digits by rows of one Gaussian matrix, chosen by every rule, with the same noise and posterior."""
+    return adaptive(settings, context)
+
+
+@experiment(
+    "ang.adaptive-gan",
+    paper="Ang 2021",
+    shows="Fig. 6, Algorithm 2, with a GAN",
+    profiles={
+        "quick": Settings(
+            prior="gan-mnist",
+            data="prior",
+            images=2,
+            training=300,
+            rounds=2,
+            chains=2,
+            draws=10,
+            search=15,
+            rules=("random", "conditional"),
+        ),
+        "laptop": Settings(prior="gan-mnist", data="mnist", images=100, training=10_000, rounds=16, rules=_GAN),
+        "paper": Settings(prior="gan-mnist", data="mnist", images=1000, training=60_000, rounds=40),
+    },
+    tolerances={"error": 0.2, "place": 0.5},
+)
+def adaptive_gan(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Measures the same digits with the same noise, and chooses and estimates by a GAN's posterior."""
     return adaptive(settings, context)
 
 

@@ -24,6 +24,7 @@ METHODS = (
     "smc",
     "laplace",
 )
+_GAN = ("mala", "mala, metric", "hmc, metric", "smc", "laplace")
 LEVELS = 5  # of the annealing, which has a third of the budget for those above the last
 INTERVALS = ("posterior", "predictive", "conformal")
 LIKELIHOODS = ("noise alone", "noise and residual")
@@ -33,19 +34,25 @@ STROKE = 0.1  # pixels brighter than it belong to a stroke
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Sizes of the tests."""
+class Ranks:
+    """Sizes of the test on the prior's own digits."""
 
     prior: str = "vae-mnist"
-    data: str  # of the real digits
     problems: int  # drawn from the prior
-    images: int  # real digits
-    known: int  # validation digits, which neither the VAE nor the test has seen, for residual and conformal factor
     budget: int  # evaluations of each problem's chain, a third of them warm-up
     search: int = 60  # evaluations of each of four searches for the start
     draws: int  # kept of each chain: 19, 39 or 59, whose order statistics make exact 90 % intervals
     cases: tuple[tuple[str, int, float], ...]
     methods: tuple[str, ...] = METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Ranks):
+    """Sizes of the tests on the prior's own digits and on real ones."""
+
+    data: str  # of the real digits
+    images: int  # real digits
+    known: int  # validation digits, which neither the VAE nor the test has seen, for residual and conformal factor
 
 
 _CASES = (("inpainting", 25, 0.1), ("inpainting", 100, 0.1), ("compressed", 100, 0.1))
@@ -75,14 +82,40 @@ _CASES = (("inpainting", 25, 0.1), ("inpainting", 100, 0.1), ("compressed", 100,
 )
 def calibration(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Ranks truths drawn from the prior among their posterior's draws; then counts real digits within its intervals."""
-    items = [(case, method) for case in settings.cases for method in settings.methods]
-    arrays = gather(context.map(_rank, items, "samplers"), case=map(str, cases(settings)), method=settings.methods)
+    _, arrays = ranks(settings, context)
     real = [(case, likelihood) for case in settings.cases for likelihood in LIKELIHOODS]
     outcomes = context.map(_cover, real, "real digits")
     return {}, arrays | gather(outcomes, case=map(str, cases(settings)), likelihood=LIKELIHOODS)
 
 
-def _rank(settings: Settings, part: Part, item: tuple[tuple[str, int, float], str]) -> tuple[dict, dict]:
+@experiment(
+    "ang.calibration-gan",
+    paper="Ang 2021",
+    shows="what the report does not ask: whether a GAN's posterior is sampled",
+    profiles={
+        "quick": Ranks(
+            prior="gan-mnist",
+            problems=4,
+            budget=150,
+            search=40,
+            draws=19,
+            cases=(("inpainting", 100, 0.1),),
+            methods=("mala, metric", "laplace"),
+        ),
+        # four times the budget of the chains that sample the VAE
+        "laptop": Ranks(prior="gan-mnist", problems=100, budget=3600, draws=59, cases=_CASES[1:], methods=_GAN),
+        "paper": Ranks(prior="gan-mnist", problems=1000, budget=30_000, draws=59, cases=_CASES),
+    },
+    tolerances={"rank": 0.5, "coverage": 0.2, "error": 0.2},
+)
+def ranks(settings: Ranks, context: Context) -> tuple[dict, dict]:
+    """Ranks truths drawn from the prior, a GAN, among their posterior's draws."""
+    items = [(case, method) for case in settings.cases for method in settings.methods]
+    outcomes = context.map(_rank, items, "samplers")
+    return {}, gather(outcomes, case=map(str, cases(settings)), method=settings.methods)
+
+
+def _rank(settings: Ranks, part: Part, item: tuple[tuple[str, int, float], str]) -> tuple[dict, dict]:
     """Simulation-based calibration (Talts et al. 2018): one chain for each of many problems drawn from the prior.
 
     "rank" counts the draws below the truth, of each latent, of ‖z‖² and of ‖f(G(z)) − y‖²: uniform on 0 … draws if all
@@ -110,7 +143,7 @@ def _ranked(z: Tensor, x: Tensor, problem: measure.Problem, y: Tensor) -> Tensor
     return torch.cat([z, z.square().sum(2, True), misfit[..., None]], 2)
 
 
-def _draws(settings: Settings, part: Part, method: str, prior: Any, problem: measure.Problem, y: Tensor) -> Tensor:
+def _draws(settings: Ranks, part: Part, method: str, prior: Any, problem: measure.Problem, y: Tensor) -> Tensor:
     """Draws of each problem's posterior, [draw, problem, n]."""
     target = printed.energy(prior, problem, y) if method == "printed" else posterior(prior, problem, y)
     seed, images = shared.seed_of(part, "chains", method), len(target)
