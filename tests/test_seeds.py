@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import companion
 from companion import bayes, energy, evaluate, measure, priors, recover, sample
+from companion.bayes.moved import moved
 from companion.priors import bijections, matrices, msign, networks, pixels
 from companion.training import criteria
 
@@ -120,6 +121,9 @@ VAE = (1, 4, 4), 2, [8]
 CASES: dict[str, Callable[[int], Any]] = {
     "bayes.laplace.laplace": lambda s: bayes.laplace(field(), rank=4, seed=s).directions,
     "bayes.laplace.aim": aimed,
+    "bayes.moved.moved": lambda s: moved(
+        field(), msign.MsIGN(field().field, 2, 1, 4), field().field.sample(4, seed=0), 2, seed=s
+    ),
     "bayes.problems.Synthetic.__init__": lambda s: bayes.Synthetic(4, seed=s).y,
     "bayes.problems.Synthetic.sample": lambda s: field().sample(3, s),
     "bayes.problems.Elliptic.__init__": lambda s: bayes.Elliptic(4, seed=s).y,
