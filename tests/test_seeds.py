@@ -122,7 +122,7 @@ CASES: dict[str, Callable[[int], Any]] = {
     "bayes.laplace.laplace": lambda s: bayes.laplace(field(), rank=4, seed=s).directions,
     "bayes.laplace.aim": aimed,
     "bayes.moved.moved": lambda s: moved(
-        field(), msign.MsIGN(field().field, 2, 1, 4), field().field.sample(4, seed=0), 2, seed=s
+        field(), msign.MsIGN(field().field, 2, 1, 4), field().field.sample(4, seed=0), 12, seed=s
     ),
     "bayes.problems.Synthetic.__init__": lambda s: bayes.Synthetic(4, seed=s).y,
     "bayes.problems.Synthetic.sample": lambda s: field().sample(3, s),
