@@ -33,7 +33,7 @@ class Settings:
     moves
         With more than 0, a quarter as many are drawn from each pool with their weights, and moved so many times
         (:func:`companion.bayes.moved.moved`) before they stand for the posterior, in the forward term and where an
-        affine layer is aimed. The paper has none.
+        affine layer is aimed; samples that are given, too, unless they are fewer than `pool`. The paper has none.
     rate, last_rate
         Learning rate at the start; the cosine's end as a part of it.
     clip
@@ -144,7 +144,7 @@ def _train_stage(
             optimiser = torch.optim.Adam(parameters, how.rate, betas=(0.9, 0.99), fused=True)
             if how.objective == "jeffreys":
                 pool = _pool(problem, model, how, given, proposals)
-                if how.moves and pool.raw_ess < len(pool.x):
+                if how.moves and len(pool.x) >= how.pool:
                     x = pool.draw(-(-how.pool // 4), picks)
                     x = moved(problem, model, x, how.moves, seed, ("pool", model.scales, iteration))
                     pool = replace(pool, x=x, weights=x.new_full((len(x),), 1 / len(x)))
