@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.optimize import minimize
 from sklearn import metrics
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from companion import energy, experiments, measure, priors, sample
 from companion.experiments.ang import (
@@ -113,21 +112,66 @@ def test_light_falls_along_a_slope(vae):
     torch.testing.assert_close(sloped.decode(z), 0.5 * vae.decode(z) + down)
 
 
-def test_the_processs_length_is_the_likeliest_to_scikit_learn():
-    side, std = 8, 0.1
-    places = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1).reshape(-1, 2)
-    squared = ((places[:, None] - places[None]) ** 2).sum(-1)
-    true = 0.04 * np.exp(-squared / (2 * 2.0**2)) + 1e-9 * np.eye(side**2)
-    images = np.random.default_rng(0).multivariate_normal(np.zeros(side**2), true, size=20)
-    found = optimisation.process(torch.as_tensor(images), (side, side), std)
-    offsets = images - images.mean()
-    values = []
-    for length in optimisation.LENGTHS:
-        kernel = ConstantKernel((offsets**2).mean()) * RBF(length) + WhiteKernel(std**2)
-        model = GaussianProcessRegressor(kernel, optimizer=None).fit(places, offsets.T)
-        values.append(model.log_marginal_likelihood_value_)
-    length = optimisation.LENGTHS[int(np.argmax(values))]
-    np.testing.assert_allclose(found, (offsets**2).mean() * np.exp(-squared / (2 * length**2)))
+def matern(distance, length):
+    """Matérn's covariance of smoothness 5/2 and variance 1 (Rasmussen and Williams 2006, eq. 4.17)."""
+    scaled = 5**0.5 * distance / length
+    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+
+
+@pytest.mark.parametrize(
+    ("truth", "rival"), [("gauss", "matern"), ("matern", "gauss")], ids=["squared exponential", "Matérn"]
+)
+def test_the_process_is_the_likeliest_by_hand(truth, rival):
+    """Kernel, amplitude and length against SciPy's density, maximised by a search without gradients."""
+    std, side = 0.05, 7
+    covariances = {"gauss": lambda distance, length: np.exp(-(distance**2) / (2 * length**2)), "matern": matern}
+    at = optimisation.places((1, side, side))
+    assert at[side + 2].tolist() == [1.0, 2.0]  # row and column, as images are flattened
+    distance = np.linalg.norm(at[:, None] - at[None], axis=2)
+    true = 0.2**2 * covariances[truth](distance, 2.5) + std**2 * np.eye(len(at))
+    values = np.random.default_rng(0).multivariate_normal(np.zeros(len(at)), true, size=12)
+    found = optimisation.likeliest(at, values.T, std)
+
+    def surprise(logs, name):
+        covariance = np.exp(logs[0]) * covariances[name](distance, np.exp(logs[1])) + std**2 * np.eye(len(at))
+        return -stats.multivariate_normal.logpdf(values, cov=covariance).sum()
+
+    best = {name: minimize(surprise, [-3.0, 1.0], (name,), "Nelder-Mead") for name in covariances}
+    assert best[truth].fun < best[rival].fun - 1
+    assert found.log_marginal_likelihood_value_ == pytest.approx(-best[truth].fun, abs=1e-3)
+    np.testing.assert_allclose(found.kernel_.theta, best[truth].x, atol=0.01)
+
+
+def test_a_refitted_process_predicts_from_the_measured_pixels_alone():
+    """Means and deviations of its draws by the normal equations, with the likeliest kernel of those pixels."""
+    shape, std, draws = (1, 6, 5), 0.05, 20_000
+    mask = torch.zeros(2, *shape, dtype=torch.bool)
+    mask.view(2, -1)[0, [1, 7, 13, 29]] = mask.view(2, -1)[1, [0, 3, 20, 22]] = True
+    y = torch.tensor([[0.1, 0.5, 0.7, 0.2], [0.9, 0.8, 0.2, 0.3]])
+    posterior, at = optimisation.refitted(shape, std, 0, draws), optimisation.places(shape)
+    x = posterior(mask, y, 4).numpy()
+    for k in range(2):
+        seen, level = mask[k].flatten().numpy(), float(y[k].mean())
+        covariance = optimisation.likeliest(at[seen], y[k].double().numpy() - level, std).kernel_(at)
+        gain = covariance[:, seen] @ np.linalg.inv(covariance[seen][:, seen] + std**2 * np.eye(4))
+        mean = level + gain @ (y[k].double().numpy() - level)
+        deviation = np.sqrt((covariance - gain @ covariance[seen]).diagonal())
+        assert (np.abs(x[:, k].mean(0) - mean) / deviation).max() < 4.5 / draws**0.5
+        np.testing.assert_allclose(x[:, k].std(0), deviation, rtol=4.5 / (2 * draws) ** 0.5)
+    np.testing.assert_allclose(posterior(mask[:1], y[:1], 4)[:, 0], x[:, 0], rtol=1e-5)  # whoever else is in the batch
+    before = posterior(torch.zeros_like(mask), y[:, :0], 0)
+    assert len(set(before.mean(0).argmax(1).tolist())) == 2  # every pixel is as good: a different one for each image
+    assert (before.mean((0, 2)) - 0.5).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("kind", optimisation.PRIORS)
+def test_a_rule_searches_with_the_generator_that_it_names(kind):
+    settings = optimisation.Settings(data="prior", images=1, training=1, rounds=1, chains=2)
+    found = optimisation._posterior(settings, Part(CPU, 0), torch.zeros(1, 1, 28, 28), kind, 2)
+    prior = priors.load(f"{kind}-mnist")
+    z = torch.randn(3, prior.latent_dim, generator=torch.Generator().manual_seed(0))
+    for hypothesis, slope in zip(found.priors, optimisation.slopes(2, (1, 28, 28)), strict=True):
+        torch.testing.assert_close(hypothesis.decode(z), 0.5 * prior.decode(z) + slope)
 
 
 def test_truths_rank_evenly_among_draws_that_are_exact(monkeypatch):

@@ -3,11 +3,14 @@
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from sampling_cases import normal
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-from companion import measure, priors, recover, sample
+from companion import _support, measure, priors, recover, sample
 
 SHAPE, STD = (1, 3, 4), 0.2
 WEIGHT = normal(12, 3) / 2
@@ -43,6 +46,22 @@ def test_draws_of_the_posterior_have_its_mean_and_covariance(kind):
         widths = covariance.diagonal().sqrt()
         assert ((drawn[:, k].mean(0) - exact(mask, y, k)).abs() / widths).max() < least
         assert (drawn[:, k].std(0) / widths - 1).abs().max() < least
+
+
+def test_draws_of_a_gaussian_have_the_moments_that_scikit_learn_predicts(monkeypatch):
+    """With unit vectors for its noise, and zeros once, draws less the last are a factor of the covariance: exactly."""
+    mask, y = some_pixels()
+    at = np.indices(SHAPE[1:]).reshape(2, -1).T.astype(float)
+    kernel, seen = ConstantKernel(0.7) * Matern(1.5, nu=2.5), mask[1].flatten()
+    covariance, mean = torch.as_tensor(kernel(at)), torch.linspace(-1, 1, 12).double()
+    units = torch.eye(17, 16).double()  # for 12 pixels of the prior's draw, and 4 measurements' noise
+    monkeypatch.setattr(_support, "normal", lambda shape, *stream: units[:, :12] if shape[1] == 12 else units[:, 12:])
+    *factor, centre = sample.GaussianPosterior(mean, covariance, STD, draws=17)(mask[1:], y[1:], 1)[:, 0]
+    model = GaussianProcessRegressor(kernel, alpha=STD**2, optimizer=None).fit(at[seen], y[1] - mean[seen])
+    expected, left = model.predict(at, return_cov=True)
+    np.testing.assert_allclose(centre - mean, expected, rtol=0, atol=1e-8)
+    columns = torch.stack(factor) - centre
+    np.testing.assert_allclose(columns.T @ columns, left, rtol=0, atol=1e-8)
 
 
 def test_hypotheses_that_the_pixels_contradict_are_dropped():
