@@ -69,10 +69,11 @@ def test_order_statistics_of_exact_draws_hold_nine_tenths(draws):
     assert calibration._share(inside, counted).tolist() == pytest.approx([2 / 3])
 
 
-def test_the_fixed_design_knows_the_training_images_covariance(vae):
+@pytest.mark.parametrize("data", ["digits", "prior"])
+def test_a_fixed_design_knows_the_covariance_of_training_images_or_of_the_models_draws(vae, data):
     part = Part(CPU, 0)
-    mean, covariance = adaptive.training_covariance(part, vae, "digits", 50)
-    flat = problems.truths(part, vae, "digits", 50, "train").flatten(1).double().numpy()
+    mean, covariance = adaptive.training_covariance(part, vae, data, 50)
+    flat = problems.truths(part, vae, data, 50, "train").flatten(1).double().numpy()
     np.testing.assert_allclose(mean, flat.mean(0), atol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(flat.T, bias=True), atol=1e-5)
 
@@ -313,3 +314,13 @@ def test_searches_and_restarts_are_judged_by_the_best_end_that_any_found():
     here = found.take("restart gap") == 0
     assert (found.take("apart")[here] == 0).all()
     assert (found.take("informed") <= 20).all()
+
+
+def test_the_model_list_is_greedy_on_the_models_draws_whatever_the_digits_are(vae):
+    options = {"images": 2, "training": 60, "rounds": 2, "chains": 2, "draws": 10, "search": 3}
+    _, covariance = adaptive.training_covariance(Part(CPU, 0), vae, "prior", 60)
+    best = sample.greedy(covariance, 10, 0.1).tolist()
+    _, arrays = adaptive._sense(adaptive.Settings(data="digits", **options), Part(CPU, 0), "fixed, model")
+    assert arrays["place"].values.tolist() == [best, best]
+    _, other = adaptive._sense(adaptive.Settings(data="digits", **options), Part(CPU, 0), "fixed, conditional")
+    assert other["place"].values.tolist()[0] != best

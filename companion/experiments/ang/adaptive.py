@@ -11,9 +11,9 @@ from companion import _support, evaluate, sample
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.ang.problems import truths
 
-FIXED = ("random", "fixed, variance", "fixed, conditional")
+FIXED = ("random", "fixed, variance", "fixed, conditional", "fixed, model")
 ADAPTIVE = ("epsilon", "variance", "conditional")
-_GAN = ("random", "fixed, conditional", "variance", "conditional")
+_GAN = ("random", "fixed, conditional", "fixed, model", "variance", "conditional")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def adaptive_rows(settings: RowSettings, context: Context) -> tuple[dict, dict]:
             chains=2,
             draws=10,
             search=15,
-            rules=("random", "conditional"),
+            rules=("fixed, model", "conditional"),
         ),
         "laptop": Settings(prior="gan-mnist", data="mnist", images=100, training=10_000, rounds=16, rules=_GAN),
         "paper": Settings(prior="gan-mnist", data="mnist", images=1000, training=60_000, rounds=40),
@@ -142,7 +142,7 @@ class Rows:
 
 
 def training_covariance(part: Part, prior: Any, name: str, number: int) -> tuple[Tensor, Tensor]:
-    """Mean, [pixels], and covariance, [pixels, pixels], of training images."""
+    """Mean, [pixels], and covariance, [pixels, pixels], of training images, or of draws of the "prior"."""
     flat = truths(part, prior, name, number, "train").flatten(1).double()
     return flat.mean(0).float(), torch.cov(flat.mT, correction=0).float()
 
@@ -158,7 +158,9 @@ def _sense(settings: Settings, part: Part, rule: str) -> tuple[dict, dict]:
         sources = [_support.generator(part.seed, "random design", k) for k in range(len(truth))]
         order = torch.stack([torch.randperm(truth[0].numel(), generator=source)[:number] for source in sources])
     elif rule.startswith("fixed"):
-        _, covariance = training_covariance(part, prior, settings.data, settings.training)
+        # Apart from what adapting adds, the adaptive rules know the model: one list is made from its own draws.
+        data = "prior" if rule.endswith("model") else settings.data
+        _, covariance = training_covariance(part, prior, data, settings.training)
         covariance = rows.matrix @ covariance @ rows.matrix.mT if rows else covariance
         best = covariance.diagonal().topk(number).indices
         order = best if rule.endswith("variance") else sample.greedy(covariance, number, settings.std)
