@@ -129,6 +129,7 @@ class _Solve(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, _System], output: Tensor) -> None:
         rows, columns, _, ctx.system = inputs
         ctx.save_for_backward(rows, columns, output)
+        ctx.save_for_forward(rows, columns, output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -137,10 +138,21 @@ class _Solve(torch.autograd.Function):
         steps = [-a * b for a, b in zip(_differences(u), _differences(adjoint), strict=True)]
         return steps[0], steps[1], adjoint, None
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        rows, columns, u = ctx.saved_tensors
+        along_rows, along_columns = (change * step for change, step in zip(tangents, _differences(u), strict=False))
+        return _Solve.apply(rows, columns, tangents[2] + _divergence(along_rows, along_columns), ctx.system)
+
 
 def _differences(u: Tensor) -> tuple[Tensor, Tensor]:
     """Differences of u along the edges in s₁, [batch, m, m − 1], and in s₂, [batch, m − 1, m]; u is 0 outside."""
     return F.pad(u, (0, 0, 1, 1)).diff(dim=1), F.pad(u, (1, 1)).diff(dim=2)
+
+
+def _divergence(along_rows: Tensor, along_columns: Tensor) -> Tensor:
+    """What flows into each node along its edges, [batch, m − 1, m − 1]."""
+    return along_rows.diff(dim=1) + along_columns.diff(dim=2)
 
 
 class _Solver(ABC):
@@ -161,7 +173,7 @@ class _Solver(ABC):
     def multiply(self, u: Tensor) -> Tensor:
         """A u, [batch, m − 1, m − 1]."""
         along_rows, along_columns = _differences(u)
-        return -(self.rows * along_rows).diff(dim=1) - (self.columns * along_columns).diff(dim=2)
+        return -_divergence(self.rows * along_rows, self.columns * along_columns)
 
 
 class _Direct(_Solver):

@@ -14,6 +14,7 @@ from companion import energy, experiments, measure, priors, sample
 from companion.experiments.ang import (
     adaptive,
     calibration,
+    calibration_problems,
     discriminator,
     discriminator_flow,
     estimators,
@@ -64,9 +65,9 @@ def test_each_image_has_pixels_and_noise_of_its_own(vae):
 def test_order_statistics_of_exact_draws_hold_nine_tenths(draws):
     source = torch.Generator().manual_seed(draws)
     x, truth = torch.randn(draws, 20_000, generator=source), torch.randn(20_000, generator=source)
-    assert abs(float(calibration._inside(x, truth).float().mean()) - 0.9) < 4 * (0.09 / 20_000) ** 0.5
+    assert abs(float(calibration.within(x, truth).float().mean()) - 0.9) < 4 * (0.09 / 20_000) ** 0.5
     inside, counted = torch.tensor([[True, False, True, False]]), torch.tensor([[True, True, True, False]])
-    assert calibration._share(inside, counted).tolist() == pytest.approx([2 / 3])
+    assert calibration.share(inside, counted).tolist() == pytest.approx([2 / 3])
 
 
 @pytest.mark.parametrize("data", ["digits", "prior"])
@@ -324,3 +325,34 @@ def test_the_model_list_is_greedy_on_the_models_draws_whatever_the_digits_are(va
     assert arrays["place"].values.tolist() == [best, best]
     _, other = adaptive._sense(adaptive.Settings(data="digits", **options), Part(CPU, 0), "fixed, conditional")
     assert other["place"].values.tolist()[0] != best
+
+
+def test_bits_have_the_chances_with_which_they_are_drawn():
+    settings = calibration_problems.Settings(problems=1, budget=1, draws=19, side=2, bits=40)
+    prior, problem, told = calibration_problems.posed(settings, Part(CPU, 0), "one bit")
+    x = prior.decode(torch.zeros(1, 20))
+    linear, std = problem.operator(x), settings.before
+    drawn = torch.cat([told.observe(x, seed) for seed in range(2000)])
+    assert set(drawn.unique().tolist()) == {-1.0, 1.0}
+    chance = stats.norm.cdf(linear[0].detach().numpy() / std)
+    assert np.abs((drawn > 0).float().mean(0).numpy() - chance).max() < 4.5 * 0.5 / 2000**0.5
+    found = told.log_likelihood(x.expand(2000, -1, -1, -1), drawn).detach().numpy()
+    expected = np.where(drawn > 0, np.log(chance), np.log1p(-chance)).sum(1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_stripes_called_white_have_the_mean_variance():
+    settings = calibration_problems.Settings(problems=1, budget=1, draws=19, side=2)
+    prior, true, told = calibration_problems.posed(settings, Part(CPU, 0), "stripes, called white")
+    assert true.noise.std_map(prior.shape).square().mean() == pytest.approx(told.noise.std**2)
+    assert isinstance(true.noise, measure.SinusoidalNoise)
+
+
+def test_mirrored_draws_are_even_between_a_field_and_its_mirror_image():
+    field = priors.GaussianField(4)
+    x = field.sample(1, seed=0).expand(400, 3, -1)
+    found = calibration_problems.mirrored(field, x, 0)
+    turned = (found == field.mirror(x[0])).all(2)
+    assert torch.equal(turned | (found == x).all(2), torch.ones(400, 3, dtype=torch.bool))
+    assert (turned.float().mean(0) - 0.5).abs().max() < 4 * 0.5 / 20
+    assert not torch.equal(turned[:, 0], turned[:, 1])

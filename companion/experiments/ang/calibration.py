@@ -34,14 +34,20 @@ STROKE = 0.1  # pixels brighter than it belong to a stroke
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """Sizes of the test on the prior's own digits."""
+class Sizes:
+    """Sizes of the test on truths that the prior makes."""
 
-    prior: str = "vae-mnist"
     problems: int  # drawn from the prior
     budget: int  # evaluations of each problem's chain, a third of them warm-up
     search: int = 60  # evaluations of each of four searches for the start
     draws: int  # kept of each chain: 19, 39 or 59, whose order statistics make exact 90 % intervals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks(Sizes):
+    """Sizes of the test on the prior's own digits."""
+
+    prior: str = "vae-mnist"
     cases: tuple[tuple[str, int, float], ...]
     methods: tuple[str, ...] = METHODS
 
@@ -126,24 +132,24 @@ def _rank(settings: Ranks, part: Part, item: tuple[tuple[str, int, float], str])
     truth = truths(part, prior, "prior", settings.problems)
     latents = prior_latents(part, prior, settings.problems)
     problem, y = observed(part, truth, Case(*given), "calibration")
-    z = _draws(settings, part, method, prior, problem, y)
+    z = draw(settings, part, method, prior, problem, y)
     with torch.no_grad():
         x = prior.decode(z.flatten(0, 1)).view(len(z), *truth.shape)
-    below = (_ranked(z, x, problem, y) < _ranked(latents[None], truth[None], problem, y)).sum(0)
+    below = (quantities(z, x, problem, y) < quantities(latents[None], truth[None], problem, y)).sum(0)
     return {}, {
         "rank": named(shared.numpy(below), problem=settings.problems, quantity=prior.latent_dim + 2),
-        "coverage": named(_share(_inside(x, truth), x.std(0) > VISIBLE), problem=settings.problems),
+        "coverage": named(share(within(x, truth), x.std(0) > VISIBLE), problem=settings.problems),
         "error": named(evaluate.mse(x.mean(0), truth).numpy(), problem=settings.problems),
     }
 
 
-def _ranked(z: Tensor, x: Tensor, problem: measure.Problem, y: Tensor) -> Tensor:
+def quantities(z: Tensor, x: Tensor, problem: measure.Problem, y: Tensor) -> Tensor:
     """Latents z [draw, problem, n], their squared lengths, and squared misfits of x = G(z), [draw, problem, n + 2]."""
     misfit = torch.stack([(problem.operator(each) - y).flatten(1).square().sum(1) for each in x])
     return torch.cat([z, z.square().sum(2, True), misfit[..., None]], 2)
 
 
-def _draws(settings: Ranks, part: Part, method: str, prior: Any, problem: measure.Problem, y: Tensor) -> Tensor:
+def draw(settings: Sizes, part: Part, method: str, prior: Any, problem: measure.Problem, y: Tensor) -> Tensor:
     """Draws of each problem's posterior, [draw, problem, n]."""
     target = printed.energy(prior, problem, y) if method == "printed" else posterior(prior, problem, y)
     seed, images = shared.seed_of(part, "chains", method), len(target)
@@ -161,31 +167,30 @@ def _draws(settings: Ranks, part: Part, method: str, prior: Any, problem: measur
     steps = settings.budget // leapfrogs
     thin = (2 * steps // 3) // settings.draws
     warmup = steps - thin * settings.draws
-    options: dict[str, Any] = {"draws": settings.draws, "thin": thin, "warmup": warmup, "seed": seed}
+    options: dict[str, Any] = {"draws": settings.draws, "thin": thin, "seed": seed}
     z0 = metric.draw(1, seed=seed)
     if name == "printed":
-        chains = printed.langevin(target, z0, **options)
+        chains = printed.langevin(target, z0, warmup=warmup, **options)
     elif name == "annealed":
-        del options["warmup"]
         chains = sample.annealed_langevin(
             target, z0, step=0.5, metric=metric, levels=LEVELS, steps=warmup // LEVELS, **options
         )
     else:
         options |= {"step": 0.5, "metric": metric} if metrical else {"step": 0.05}
         options |= {"leapfrogs": leapfrogs} if name == "hmc" else {}
-        chains = getattr(sample, name)(target, z0, **options)
+        chains = getattr(sample, name)(target, z0, warmup=warmup, **options)
     part.count_evaluations(int(chains.evaluations.sum()))
     return chains.samples[:, :, 0]
 
 
-def _inside(x: Tensor, truth: Tensor) -> Tensor:
+def within(x: Tensor, truth: Tensor) -> Tensor:
     """Whether the truth lies between the order statistics of draws x, [draw, ...], that hold 90 % of exact ones."""
     outer = (len(x) + 1) // 20
     ordered = x.sort(0).values
     return (ordered[outer - 1] <= truth) & (truth <= ordered[-outer])
 
 
-def _share(inside: Tensor, counted: Tensor) -> np.ndarray:
+def share(inside: Tensor, counted: Tensor) -> np.ndarray:
     """The share of the counted pixels that are inside, [image]; NaN where none is counted."""
     counted = counted.flatten(1)
     return shared.numpy((inside.flatten(1) & counted).sum(1) / counted.sum(1))
@@ -210,7 +215,7 @@ def _cover(settings: Settings, part: Part, item: tuple[tuple[str, int, float], s
             gain = truth[0].numel() / case.m if case.kind == "compressed" else 1.0
             std = (case.std**2 + gain * float(residual.square().mean())) ** 0.5
             problem = measure.Problem(problem.operator, measure.GaussianNoise(std))
-        z = _draws(settings, part, "mala, metric", prior, problem, y)
+        z = draw(settings, part, "mala, metric", prior, problem, y)
         with torch.no_grad():
             found[split] = truth, prior.decode(z.flatten(0, 1)).view(len(z), *truth.shape)
     (known, at_known), (truth, x) = found["validation"], found["test"]
@@ -218,12 +223,12 @@ def _cover(settings: Settings, part: Part, item: tuple[tuple[str, int, float], s
     factor = float(scores.quantile(0.9)) / NORMAL
     noise = _support.normal(x.shape, part.seed, x, "predictive")
     inside = {
-        "posterior": _inside(x, truth),
-        "predictive": _inside(x + residual * noise, truth),
+        "posterior": within(x, truth),
+        "predictive": within(x + residual * noise, truth),
         "conformal": (truth - x.mean(0)).abs() <= factor * NORMAL * _width(x, residual),
     }
     groups = {"all": torch.ones_like(truth, dtype=torch.bool), "strokes": truth > STROKE}
-    shares = [[_share(inside[kind], counted) for counted in groups.values()] for kind in INTERVALS]
+    shares = [[share(inside[kind], counted) for counted in groups.values()] for kind in INTERVALS]
     return {}, {
         "conformal factor": named(round(factor, 3)),
         "residual": named(round(float(residual.square().mean().sqrt()), 4)),
