@@ -1,5 +1,6 @@
 """What kernels work with: the state of every chain, and an energy evaluated for all chains of all images at once."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,11 @@ class State:
     def finite(self) -> Tensor:
         """Whether position, energy and gradient are finite, boolean [rows]."""
         return self.z.isfinite().all(1) & self.energy.isfinite() & self.gradient.isfinite().all(1)
+
+    @property
+    def all_finite(self) -> bool:
+        """Whether every row is finite, by one number for all; False, too, where only their sum overflows."""
+        return math.isfinite(self.z.sum() + self.energy.sum() + self.gradient.sum())
 
 
 def chains_of(energy: Objective | Callable[[Tensor], Tensor], z0: Tensor) -> Tensor:
