@@ -45,6 +45,27 @@ def test_the_two_wiener_filters_are_one_least_squares_problem():
     torch.testing.assert_close(found.flatten(1), centre.flatten() + (factor @ latents[:18]).T, rtol=1e-6, atol=1e-6)
 
 
+def test_filters_by_their_evidence_are_the_conditional_mean():
+    """What is left of x is uncorrelated with every function of y, which no linear estimate achieves."""
+    source, number = torch.Generator().manual_seed(0), 100_000
+    factor = torch.randn(3, 3, generator=source).double() * 0.3
+    page = torch.tensor([1.5]).double(), torch.tensor([[0.2]]).double()
+    channel = torch.randint(3, (number,), generator=source)
+    x = torch.randn(number, 3, generator=source).double() @ factor.T + 0.4
+    ink = torch.zeros(number, 3).double()
+    ink[torch.arange(number), channel] = page[0] + page[1][0] ** 0.5 * torch.randn(number, generator=source).double()
+    floor = sets.FLOOR * torch.randn(number, 3, generator=source).double()
+    y, known = separation.HALF * x + ink + floor, (factor, torch.full((3,), 0.4).double())
+    noises = [separation.on_one_channel(*page, k) for k in range(3)]
+    best = separation.by_evidence(y, known, noises)
+    linear = separation.wiener(y, known, separation.writing(*page, "unknown channel"))
+    for looked in (y.tanh(), (3 * y).sin(), y.square(), (y > 0.8).double()):
+        for part in (looked, looked.roll(1, 1)):
+            left = (x - best) * (part - part.mean(0))
+            assert (left.mean(0).abs() < 4.5 * left.std(0) / number**0.5).all()
+    assert (x - best).square().mean() < 0.5 * (x - linear).square().mean()
+
+
 @pytest.mark.parametrize("layout", separation.LAYOUTS)
 def test_the_moments_of_the_writing_are_those_of_drawn_pages(layout):
     root, mean = normal(4, 4) / 3, normal(4, seed=1)

@@ -1,6 +1,6 @@
 """Two images in one: digits as noise on colour images, y = x / 2 + δ, with a flow for each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ HALF = 0.5  # of the image, in the measurements
 EDGE = 2  # pixels of the border between 28 and 32
 # a digit on every colour channel, or a single one on a channel that no method is told
 LAYOUTS = ("every channel", "unknown channel")
+# twice the measurements; the filter with both covariances; for an unknown channel, three filters by their evidence
+CLOSED = ("doubled", "wiener", "wiener, mixture")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Settings:
     # what validation images choose from: β of the flows; γ of ‖z‖² for "asim", in units of the noise's mean square;
     # multiples of its root for "bm3d" and "tv"
     weights: Mapping[str, tuple[float, ...]]
-    closed: tuple[str, ...] = ("doubled", "wiener")  # twice the measurements; the filter with both covariances
+    closed: tuple[str, ...] = CLOSED
     layouts: tuple[str, ...] = LAYOUTS
     images: int
     tuned_on: int = 6
@@ -44,13 +46,13 @@ class Settings:
 
 
 _FLOWS = {"map": ("glow-mnist-smooth05", 0.05), "map, smoother": ("glow-mnist-smooth", 0.1)}
-_BETAS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_BETAS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _WEIGHTS: dict[str, tuple[float, ...]] = {
     "map": _BETAS,
     "map, smoother": _BETAS,
-    "asim": (0.1, 0.5, 2.0),
-    "bm3d": (0.3, 0.6, 1.0),
-    "tv": (0.3, 0.6, 1.0, 1.5),
+    "asim": (0.0, 0.02, 0.1, 0.5),
+    "bm3d": (0.1, 0.3, 0.6),
+    "tv": (0.03, 0.1, 0.3, 0.6),
 }
 _PHOTOGRAPHS = Settings(
     data="photographs",
@@ -149,16 +151,35 @@ def writing(mean: Tensor, covariance: Tensor, layout: str = "every channel") -> 
     return mean.repeat(3) / 3, torch.block_diag(*[(covariance + outer) / 3] * 3) - outer.repeat(3, 3) / 9
 
 
+def on_one_channel(mean: Tensor, covariance: Tensor, channel: int) -> tuple[Tensor, Tensor]:
+    """Mean, [3 n], and covariance, [3 n, 3 n], of a page that is on this channel, and nothing on the others."""
+    there = torch.eye(3).to(mean)[channel]
+    return torch.kron(there, mean), torch.kron(torch.diag(there), covariance)
+
+
 def wiener(y: Tensor, images: tuple[Tensor, Tensor], noise: tuple[Tensor, Tensor]) -> Tensor:
     """The best linear estimate of x for y = x / 2 + δ: x of a factor, [n, k], and mean, δ of a mean and covariance.
 
     White noise of standard deviation FLOOR is added to δ, which is constant at the border.
     """
-    (factor, centre), (mean, covariance) = images, noise
-    both = HALF**2 * factor @ factor.T + covariance
-    residual = y.double().flatten(1) - HALF * centre.flatten() - mean
-    gain = torch.linalg.solve(both + sets.FLOOR**2 * torch.eye(len(both)).to(both), residual.T)
-    return (centre.flatten() + HALF * (factor @ (factor.T @ gain)).T).view_as(y).to(y)
+    return by_evidence(y, images, [noise])
+
+
+def by_evidence(y: Tensor, images: tuple[Tensor, Tensor], noises: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """E[x | y] for y = x / 2 + δ, where δ is one of several normal noises, each as likely as the others beforehand.
+
+    It is the mean of their Wiener filters, weighted by the evidence p(y | noise).
+    """
+    (factor, centre), estimates, evidence = images, [], []
+    for mean, covariance in noises:
+        both = HALF**2 * factor @ factor.T + covariance
+        root = torch.linalg.cholesky(both + sets.FLOOR**2 * torch.eye(len(both)).to(both))
+        residual = (y.double().flatten(1) - HALF * centre.flatten() - mean).T
+        gain = torch.cholesky_solve(residual, root)
+        estimates.append(centre.flatten() + HALF * (factor @ (factor.T @ gain)).T)
+        evidence.append(-0.5 * (residual * gain).sum(0) - root.diagonal().log().sum())
+    weights = torch.stack(evidence).softmax(0)
+    return (weights[..., None] * torch.stack(estimates)).sum(0).view_as(y).to(y)
 
 
 def _page(settings: Settings, part: Part) -> tuple[Tensor, Tensor]:
@@ -169,11 +190,12 @@ def _page(settings: Settings, part: Part) -> tuple[Tensor, Tensor]:
 
 
 def _solver(settings: Settings, part: Part, layout: str, y: Tensor, method: str) -> Callable[[float], recover.Result]:
-    """The method, as a function of its weight; every search begins at the Wiener filter's estimate."""
+    """The method, as a function of its weight; every search begins at the better Wiener estimate."""
     plain = y / HALF
     if method == "doubled":
         return lambda _: problems.closed_form(plain)
-    mean, covariance = writing(*_page(settings, part), layout)
+    page = _page(settings, part)
+    mean, covariance = writing(*page, layout)
     rms = float((covariance.trace() + mean.square().sum()) / len(mean)) ** 0.5 / HALF
     if method == "bm3d":
         return lambda weight: recover.bm3d(plain, weight * rms)
@@ -182,8 +204,11 @@ def _solver(settings: Settings, part: Part, layout: str, y: Tensor, method: str)
         return lambda weight: recover.tv(identity, plain, weight * rms, max_iterations=1000)
     given = settings.gaussian
     known = shared.stored_gaussian(part, given) if given else sets.gaussian(settings.data, 32, part.device)
-    filtered = wiener(y, known, (mean, covariance))
     if method == "wiener":
+        return lambda _: problems.closed_form(wiener(y, known, (mean, covariance)))
+    channels = [on_one_channel(*page, channel) for channel in range(3)]
+    filtered = by_evidence(y, known, [(mean, covariance)] if layout == "every channel" else channels)
+    if method == "wiener, mixture":
         return lambda _: problems.closed_form(filtered)
     flow = shared.prior(part, settings.flow)
     start, budget = flow.encode(filtered), settings.budget
