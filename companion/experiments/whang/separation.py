@@ -171,9 +171,10 @@ def by_evidence(y: Tensor, images: tuple[Tensor, Tensor], noises: Sequence[tuple
     It is the mean of their Wiener filters, weighted by the evidence p(y | noise).
     """
     (factor, centre), estimates, evidence = images, [], []
+    of_images = HALF**2 * factor @ factor.T
+    of_images.diagonal().add_(sets.FLOOR**2)
     for mean, covariance in noises:
-        both = HALF**2 * factor @ factor.T + covariance
-        root = torch.linalg.cholesky(both + sets.FLOOR**2 * torch.eye(len(both)).to(both))
+        root = torch.linalg.cholesky(of_images + covariance)
         residual = (y.double().flatten(1) - HALF * centre.flatten() - mean).T
         gain = torch.cholesky_solve(residual, root)
         estimates.append(centre.flatten() + HALF * (factor @ (factor.T @ gain)).T)
