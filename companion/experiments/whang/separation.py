@@ -96,7 +96,7 @@ def _compare(settings: Settings, context: Context) -> tuple[dict, dict]:
     paper="Whang et al. 2021",
     shows="Fig. 1, 6, 10a in kind",
     profiles={
-        "quick": _quick(_PHOTOGRAPHS),
+        "quick": replace(_quick(_PHOTOGRAPHS), layouts=LAYOUTS[1:]),
         "laptop": _PHOTOGRAPHS,
         "paper": replace(_PHOTOGRAPHS, images=72, tuned_on=24, budget=300),
     },
