@@ -72,7 +72,8 @@ def _landscapes(settings: Settings) -> tuple[dict, dict]:
             optimiser.step()
         paths.append(torch.stack([*steps[:: max(settings.descent // 40, 1)], at.detach()]))
     path = torch.stack(paths)  # [divergence, time, start, 2]
-    both = ((path[:, -1, :, 0] - MODE).abs() < 0.5) & ((path[:, -1, :, 1] + MODE).abs() < 0.5)
+    ends = path[:, -1]  # one mean at each mode; a step of Adam's may carry a path over the line a = b
+    both = ((ends.abs() - MODE).abs() < 0.5).all(2) & (ends.prod(2) < 0)
     path = path[:, :, :: max(len(pairs) // 12, 1)]
     places = line.numpy().round(6)
     return {"both modes": dict(zip(DIVERGENCES, both.double().mean(1).tolist(), strict=True))}, {
