@@ -461,9 +461,25 @@ def test_table_shows_means_with_intervals(notebook):
     for arguments, says in (
         (([1], {}), "rows: got none"),
         (([1], {"a": [1, 2]}), r"rows\['a'\]: got 2 values; allowed: 1"),
+        (([1], {"group": {"a": [1, 2]}}), r"rows\['a'\]: got 2 values; allowed: 1"),
+        (([1], {"group": {}}), r"rows\['group'\]: got none"),
     ):
         with pytest.raises(ValueError, match=says):
             show.table(*arguments, caption="x")
+
+
+def test_rows_of_a_group_stand_under_its_name(notebook):
+    rows = {"alone": [1, 2], "<first>": {"glow": [3, 4]}, "second": {"glow": [5, None], "other": ["a", 6]}}
+    with capture_output() as captured:
+        show.table([10, 20], rows, caption="PSNR (dB)")
+    (output,) = captured.outputs
+    html = output.data["text/html"]
+    found = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", html)]
+    alone, first, second = ["alone", "1.0", "2.0"], ["Glow", "3.0", "4.0"], ["Glow", "5.0", ""]
+    assert found == [["", "10", "20"], alone, ["&lt;first&gt;"], first, ["second"], second, ["other", "a", "6.0"]]
+    assert html.count('<tr class="group"><th scope="rowgroup" colspan="3">') == 2
+    plain = [line.split() for line in output.data["text/plain"].splitlines()]
+    assert plain[3:5] == [["<first>"], ["Glow", "3.0", "4.0"]]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A table of results: one row a method, one column a point, means with their intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -29,7 +29,8 @@ def table(
         Heads of the columns.
     rows
         Name of a row (a method of LABELS, or other words) -> an array [observations, columns], shown as the mean ± half
-        of its 95 % interval; or one value a column: a number, an `evaluate.Interval`, words, or None for nothing.
+        of its 95 % interval; or one value a column: a number, an `evaluate.Interval`, words, or None for nothing. Or
+        name of a group -> its rows, which then stand under that name.
     corner, form, labels
         Head of the column of names; format of the numbers; names of rows in place of those of LABELS.
     caption, anchor
@@ -38,23 +39,41 @@ def table(
     Raises ValueError for a blank caption, for no row, or for a row that does not fit the columns.
     """
     caption = text("caption", caption)
-    if not rows:
-        raise ValueError("rows: got none; allowed: at least one")
+    for name, members in {"rows": rows, **{f"rows[{name!r}]": values for name, values in rows.items()}}.items():
+        if isinstance(members, Mapping) and not members:
+            raise ValueError(f"{name}: got none; allowed: at least one")
     names = {**LABELS, **(labels or {})}
     lines = [[corner, *map(str, columns)]]
-    for name, values in rows.items():
-        if isinstance(values, np.ndarray) and values.ndim == 2:
-            values = [evaluate.interval(each) for each in values.T]
-        cells = ["" if value is None else value if isinstance(value, str) else f"{value:{form}}" for value in values]
-        if len(cells) != len(columns):
-            raise ValueError(f"rows[{name!r}]: got {len(cells)} values; allowed: {len(columns)}, one for each column")
-        lines.append([names.get(name, name), *cells])
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in lines[0])
     body = ""
-    for name, *cells in lines[1:]:
-        body += f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+    for group, members in _grouped(rows):
+        if group is not None:
+            lines.append([group, *[""] * len(columns)])
+            span = f'scope="rowgroup" colspan="{len(columns) + 1}"'
+            body += f'<tr class="group"><th {span}>{escape(group)}</th></tr>'
+        for name, values in members.items():
+            line = [names.get(name, name), *_cells(name, values, form, len(columns))]
+            lines.append(line)
+            cells = "".join(f"<td>{escape(cell)}</td>" for cell in line[1:])
+            body += f'<tr><th scope="row">{escape(line[0])}</th>{cells}</tr>'
     html = f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     wide = f'<div style="overflow-x:auto">{html}</div>'
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     plain = "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
     emit({"text/html": figure_html("table", wide, caption, anchor), "text/plain": f"{caption}\n{plain}"})
+
+
+def _grouped(rows: Mapping[str, Any]) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
+    """Groups with their rows; a row of no group is alone in one without a name."""
+    for name, values in rows.items():
+        yield (name, values) if isinstance(values, Mapping) else (None, {name: values})
+
+
+def _cells(name: str, values: Any, form: str, columns: int) -> list[str]:
+    """The cells of a row, as words; ValueError where they are not one for each column."""
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        values = [evaluate.interval(each) for each in values.T]
+    cells = ["" if value is None else value if isinstance(value, str) else f"{value:{form}}" for value in values]
+    if len(cells) != columns:
+        raise ValueError(f"rows[{name!r}]: got {len(cells)} values; allowed: {columns}, one for each column")
+    return cells
