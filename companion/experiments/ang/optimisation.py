@@ -101,7 +101,7 @@ def optimisation(settings: Settings, context: Context) -> tuple[dict, dict]:
             images=100,
             training=10_000,
             slopes=(4,),
-            rounds=20,
+            rounds=12,
             chains=2,
             rules=tuple(rule for rule in RULES if not rule.startswith("gan,")),
         ),
