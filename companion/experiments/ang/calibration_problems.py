@@ -106,10 +106,11 @@ def _rank(settings: Settings, part: Part, item: tuple[str, str]) -> tuple[dict, 
     """Ranks of each latent, of ‖z‖² and of the misfit; for fields of the critical coordinate, too, along the wave."""
     name, method = item
     prior, problem, told = posed(settings, part, name)
-    latents = prior_latents(part, prior, settings.problems, name)
+    measured = name.partition(",")[0]  # the same truths and measurements, whatever the sampler is told of the noise
+    latents = prior_latents(part, prior, settings.problems, measured)
     with torch.no_grad():
         truth = prior.decode(latents)
-    y = problem.observe(truth, shared.seed_of(part, "noise", name))
+    y = problem.observe(truth, shared.seed_of(part, "noise", measured))
     z = draw(settings, part, method.removesuffix(", mirrored"), prior, told, y)
     with torch.no_grad():
         x = prior.decode(z.flatten(0, 1)).view(len(z), *truth.shape)
