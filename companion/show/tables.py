@@ -39,9 +39,8 @@ def table(
     Raises ValueError for a blank caption, for no row, or for a row that does not fit the columns.
     """
     caption = text("caption", caption)
-    for name, members in {"rows": rows, **{f"rows[{name!r}]": values for name, values in rows.items()}}.items():
-        if isinstance(members, Mapping) and not members:
-            raise ValueError(f"{name}: got none; allowed: at least one")
+    if not rows:
+        raise ValueError("rows: got none; allowed: at least one")
     names = {**LABELS, **(labels or {})}
     lines = [[corner, *map(str, columns)]]
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in lines[0])
@@ -64,8 +63,10 @@ def table(
 
 
 def _grouped(rows: Mapping[str, Any]) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
-    """Groups with their rows; a row of no group is alone in one without a name."""
+    """Groups with their rows; a row of no group is alone in one without a name. ValueError for a group of none."""
     for name, values in rows.items():
+        if isinstance(values, Mapping) and not values:
+            raise ValueError(f"rows[{name!r}]: got none; allowed: at least one")
         yield (name, values) if isinstance(values, Mapping) else (None, {name: values})
 
 
