@@ -50,21 +50,53 @@ def test_weighted_total_variation_minimises_its_own_objective():
     assert objective(x) < min(objective(truth), objective(y))
 
 
-def test_stabilised_noise_has_one_level(monkeypatch):
-    """What BM3D is given: y/σ for known levels; for the camera, Anscombe's square root of the photons."""
-    level = torch.linspace(0.2, 1, 8).view(1, 1, 1, 8).expand(1, 1, 4000, 8)
-    noise = measure.PoissonGaussianNoise(0.01, 0.02)
-    y = noise.sample(level.double(), 0)
+def test_stabilised_noise_has_one_level_and_means_come_back(monkeypatch):
+    """What BM3D is given: Anscombe's square root of the photons; the root's mean goes back to the mean, not below."""
+    level = torch.linspace(0.02, 1, 8, dtype=torch.float64).view(1, 1, 1, 8)
+    noise = measure.PoissonGaussianNoise(0.02, 0.01)
+    y = noise.sample(level.expand(1, 1, 200_000, 8), 0)
     seen = {}
 
     def spy(images, std):
-        seen["std"] = float((images.std(2) / std).mean()), float((images.std(2) / std).std())
-        return recover.Result.of_one_step(images, None, images.sum((1, 2, 3)), 1, torch.ones(1, dtype=torch.bool), [""])
+        seen["std"] = (images.std(2) / std).flatten()[2:]
+        average = images.mean(2, keepdim=True).expand_as(images)
+        return recover.Result.of_one_step(average, None, torch.zeros(1), 1, torch.ones(1, dtype=torch.bool), [""])
 
     monkeypatch.setattr(recover, "bm3d", spy)
     found = denoising._stabilised(noise, y, sets.std_map(noise, y), 1.0)
-    assert seen["std"][0] == pytest.approx(1, abs=0.03) and seen["std"][1] < 0.03
-    torch.testing.assert_close(found.x, y)  # the transform and its inverse
+    torch.testing.assert_close(seen["std"], torch.ones(6).double(), atol=0.03, rtol=0)
+    error = (found.x[:, :, :1] - level).abs() * 200_000**0.5 / sets.pixel_std(noise, level)
+    assert error.max() < 5  # standard errors; a quarter of a photon would be 16 of them or more
+
+
+def test_by_pixel_is_the_plain_method_where_all_pixels_are_alike():
+    """A camera without shot noise: the most likely image under its density is the Gaussian's closed form."""
+    truth, problem, y = denoising._problem(QUICK, PART, "test", 2, "radial", 0.1)
+    problem = measure.Problem(problem.operator, measure.PoissonGaussianNoise(1e-9, 0.2))
+    y = problem.observe(truth, 0)
+    for method in ("gaussian", "tv"):
+        plain, pixel = (denoising._solver(QUICK, PART, problem, y, method + kind)(0.7) for kind in ("", " by pixel"))
+        torch.testing.assert_close(pixel.x, plain.x, atol=2e-3, rtol=0)
+
+
+def test_by_pixel_minimises_the_cameras_own_density():
+    truth, problem, y = denoising._problem(QUICK, PART, "test", 1, "camera", 0.05)
+    factor, mean = (part.double() for part in sets.gaussian("digits", 28, PART.device))
+
+    def objective(z):
+        x = (mean.flatten() + z @ factor.mT).view(y.shape)
+        return (
+            -torch.distributions.Normal(x, (0.05 * x.clamp(min=0) + 4e-4).sqrt()).log_prob(y).sum()
+            + z.square().sum() / 2
+        )
+
+    found = denoising._solver(replace(QUICK, budget=300), PART, problem, y, "gaussian by pixel")(1.0)
+    z, source = found.z.double(), torch.Generator().manual_seed(0)
+    for size in (1e-3, 1e-2, 1e-1):  # where a pixel is black the density has a kink, and no gradient would vanish
+        for _ in range(10):
+            assert objective(z + size * torch.randn(z.shape, generator=source, dtype=torch.float64)) > objective(z)
+    assert objective(z) < objective(recover.gaussian_map(problem.operator, y, factor, mean, 0.1).z.double()) - 1
+    assert (found.x - truth).square().mean() < (y - truth).square().mean()
 
 
 @pytest.fixture(scope="module")

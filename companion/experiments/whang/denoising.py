@@ -1,7 +1,8 @@
 """Denoising where the noise has structure: PSNR against the noise rate, for MAP with a flow and for its rivals.
 
-All know the noise's standard deviation at every pixel, where they can use it; "asim" and plain "bm3d" cannot. Weights
-are chosen on validation images, whose noise is another.
+All know the noise's standard deviation at every pixel, where they can use it; "asim" and plain "bm3d" cannot. The
+camera's depends on the image: there "gaussian" and "tv" have one level, that of the mean brightness, and stand beside
+"gaussian by pixel" and "tv by pixel". Weights are chosen on validation images, whose noise is another.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,15 +11,17 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from companion import evaluate, measure, recover
+from companion import evaluate, measure, priors, recover
 from companion.energy import Energy, LatentNorm, NoiseMisfit
 from companion.experiments import Context, Part, experiment, gather, named, problems, shared
 from companion.experiments.whang import sets
 
 TV_ITERATIONS = 1000
+BY_PIXEL = " by pixel"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Settings:
     noises: Mapping[str, tuple[float, ...]]  # kinds with their levels
     # for each method, what validation images choose from: β of "map"; γ of ‖z‖² beside −log p(y | x) for "latent" and
     # "vae", and beside squared residuals, in units of the mean noise variance, for "asim"; multiples of the root mean
-    # square noise level for "bm3d", "bm3d stabilised" and "tv"
+    # square noise level for "bm3d", "bm3d stabilised" and "tv", by pixel, too
     weights: Mapping[str, tuple[float, ...]]
     images: int
     tuned_on: int = 8  # validation images
@@ -40,10 +43,10 @@ class Settings:
     start: str = "gaussian"  # of the flow's searches: that method's estimate, or "zero", the latents 0
     shown: int = 4  # images whose estimates are stored
 
-    @property
-    def methods(self) -> list[str]:
-        """Those with weights; the package of BM3D is optional."""
-        return [name for name in self.weights if not name.startswith("bm3d") or find_spec("bm3d")]
+    def methods(self, kind: str) -> list[str]:
+        """Those with weights, for a kind of noise; the package of BM3D is optional."""
+        have = [name for name in self.weights if not name.startswith("bm3d") or find_spec("bm3d")]
+        return have if kind == "camera" else [name for name in have if not name.endswith(BY_PIXEL)]
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,15 @@ class Search:
     weight: float = 0.0
 
 
+_BM3D = (0.5, 0.7, 1.0, 1.2, 1.4, 2.0)
+_TV = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _WEIGHTS: dict[str, tuple[float, ...]] = {
-    "map": (0.05, 0.1, 0.2, 0.5, 1.0),
-    "latent": (0.05, 0.1, 0.2, 0.5, 1.0),  # 1/2 is the posterior of z
-    "asim": (0.05, 0.2, 0.5, 1.0, 2.0, 5.0),
-    "bm3d": (0.5, 0.7, 1.0, 1.4, 2.0),
-    "bm3d stabilised": (0.5, 0.7, 1.0, 1.4, 2.0),
-    "tv": (0.3, 0.5, 0.7, 1.0, 1.5, 2.0),
+    "map": (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5),
+    "latent": (0.2, 0.5, 1.0, 1.4, 2.0, 2.8, 4.0),  # 1/2 is the posterior of z
+    "asim": (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0),
+    "bm3d": _BM3D,
+    "bm3d stabilised": _BM3D,
+    "tv": _TV,
     "gaussian": (1.0,),
 }
 _DIGITS = Settings(
@@ -70,8 +75,8 @@ _DIGITS = Settings(
     size=28,
     flow="glow-mnist-smooth",
     vae="vae-mnist",
-    noises={"sinusoidal": (0.3, 1.0, 2.0), "radial": (1.0,)},
-    weights={**_WEIGHTS, "latent": (0.1, 0.5), "asim": (0.2, 1.0), "vae": (0.5, 2.0)},
+    noises={"sinusoidal": (0.3, 1.0, 2.0), "radial": (0.5, 1.0, 2.0)},
+    weights=_WEIGHTS | {"vae": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)},
     images=100,
     budget=80,
 )
@@ -80,7 +85,7 @@ _TILES = Settings(
     size=32,
     flow="glow-eurosat32",
     noises={"sinusoidal": (0.1, 0.3, 1.0), "camera": (0.05,)},
-    weights=_WEIGHTS,
+    weights=_WEIGHTS | {"tv by pixel": _TV, "gaussian by pixel": (1.0,)},
     images=30,
     budget=80,
 )
@@ -93,17 +98,18 @@ def _quick(settings: Settings, data: str, start: str, **weights: tuple[float, ..
 
 def _compare(settings: Settings, context: Context) -> tuple[dict, dict]:
     """The comparison, for each kind of noise."""
-    methods, arrays, chosen = settings.methods, dict[str, Any](), dict[str, Any]()
+    arrays, chosen = dict[str, Any](), dict[str, Any]()
     points = [
         Search(kind, level, method)
-        for method in methods
         for kind, levels in settings.noises.items()
         for level in levels
+        for method in settings.methods(kind)
     ]
     choices = dict(zip(points, context.map(_choose, points, "weights"), strict=True))
     searches = [Search(p.kind, p.level, p.method, choices[p].metrics["weight"]) for p in points]
     found = dict(zip(points, context.map(_solve, searches, "searches"), strict=True))
     for kind, levels in settings.noises.items():
+        methods = settings.methods(kind)
         grid = [Search(kind, level, method) for level in levels for method in methods]
         stored = gather([found[point] for point in grid], level=levels, method=methods)
         noisy = gather(context.map(_noisy, [(kind, level) for level in levels], f"{kind}: images"), level=levels)
@@ -112,8 +118,8 @@ def _compare(settings: Settings, context: Context) -> tuple[dict, dict]:
             stored[f"validation {name} psnr"] = tried["psnr"]
         arrays |= {f"{kind} {name}": array for name, array in (stored | noisy).items()}
         chosen[kind] = {name: [choices[Search(kind, v, name)].metrics["weight"] for v in levels] for name in methods}
-    truth = sets.images(context, settings.data, "test", settings.shown, settings.size)
-    return {"chosen": chosen}, arrays | {"truth": shared.pictures(truth)}
+    truth = sets.images(context, settings.data, "test", settings.images, settings.size)
+    return {"chosen": chosen}, arrays | {"truth": shared.pictures(truth[: settings.shown])}
 
 
 @experiment(
@@ -190,10 +196,20 @@ def _solver(
         return lambda weight: recover.bm3d(y, weight * rms)
     if method == "bm3d stabilised":
         return lambda weight: _stabilised(problem.noise, y, std, weight)
-    if method == "tv":  # the misfit is Σ ((x − y) / σ)², brought to the scale of squared residuals
-        whiten = measure.Scaling(operator.shape, rms / std)
-        return lambda weight: recover.tv(whiten, whiten(y), weight * rms, max_iterations=TV_ITERATIONS)
     likely = NoiseMisfit(problem, y)
+    if method.endswith(BY_PIXEL):
+        factor, mean = sets.gaussian(settings.data, settings.size, part.device)
+        rough = recover.gaussian_map(operator, y, factor, mean, std)
+        if method.startswith("gaussian"):  # convex but for the logarithms of σ
+            energy = Energy(
+                priors.Linear(factor.to(y), mean.to(y), operator.shape), likely, LatentNorm(0.5, squared=True)
+            )
+            return lambda _: recover.minimise(energy, rough.z, **options)
+        std = sets.pixel_std(problem.noise, rough.x)
+    if method.startswith("tv"):  # the misfit is Σ ((x − y) / σ)², brought to the scale of squared residuals
+        scalings = [measure.Scaling(operator.shape, rms / each) for each in std.view(-1, *operator.shape)]
+        whiten = scalings[0] if len(scalings) == 1 else measure.PerImage(scalings)
+        return lambda weight: recover.tv(whiten, whiten(y), weight * rms, max_iterations=TV_ITERATIONS)
     if method == "vae":
         vae = shared.prior(part, settings.vae)
         start = vae.encode(y.clamp(0, 1))
@@ -215,17 +231,26 @@ def _solver(
 def _stabilised(noise: measure.Noise, y: Tensor, std: Tensor, weight: float) -> recover.Result:
     """BM3D of images brought to noise of one level: divided by its standard deviation, or by the camera's transform.
 
-    The latter is that of Anscombe, generalised to read noise (Starck et al. 1998), with its algebraic inverse.
+    The latter is that of Anscombe, generalised to read noise (Starck et al. 1998), with the exact unbiased inverse: the
+    brightness whose noisy values have that mean when transformed (Mäkitalo & Foi 2013). The algebraic inverse comes out
+    darker by a quarter of a photon, as a root's mean is less than the root of the mean.
     """
     if not isinstance(noise, measure.PoissonGaussianNoise):
         rms = std.square().mean().sqrt()
         found = recover.bm3d(y / std * rms, weight * float(rms))
         return replace(found, x=found.x * std / rms)
     read = noise.read**2 / noise.gain**2 + 0.375
-    root = 2 * (y / noise.gain + read).clamp(min=0).sqrt()
-    size = float(root.max())  # BM3D takes images of about [0, 1]
-    found = recover.bm3d(root / size, weight / size)
-    return replace(found, x=((found.x * size / 2).square() - read) * noise.gain)
+
+    def root(value: Any) -> Any:
+        return 2 * (value / noise.gain + read).clip(min=0) ** 0.5
+
+    size = float(root(y).max())  # BM3D takes images of about [0, 1]
+    found = recover.bm3d(root(y) / size, weight / size)
+    nodes, share = np.polynomial.hermite_e.hermegauss(100)
+    exact = np.linspace(0, float(y.max()), 2000)[:, None]
+    means = root(exact + (noise.gain * exact + noise.read**2) ** 0.5 * nodes) @ (share / share.sum())
+    x = np.interp(found.x.double().cpu().numpy() * size, means, exact[:, 0])
+    return replace(found, x=torch.from_numpy(x).to(found.x))
 
 
 def rate_ratio(levels: Any, ours: np.ndarray, theirs: np.ndarray, draws: int = 500) -> tuple[float, float, float]:

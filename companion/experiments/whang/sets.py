@@ -38,9 +38,14 @@ def noise(kind: str, level: float, size: int) -> measure.Noise:
     return measure.PoissonGaussianNoise(gain=level, read=0.02)
 
 
-def std_map(noise: measure.Noise, truth: Tensor) -> Tensor:
-    """Standard deviation of every pixel, [C, H, W]; of the camera's noise, at an image's mean brightness."""
+def std_map(noise: measure.Noise, images: Tensor) -> Tensor:
+    """Standard deviation of every pixel, [C, H, W]; of the camera's noise, at the images' mean brightness."""
     if isinstance(noise, measure.IndependentNoise):
-        return noise.std_map(tuple(truth.shape[1:])).to(truth).expand(truth.shape[1:])
+        return noise.std_map(tuple(images.shape[1:])).to(images).expand(images.shape[1:])
+    return pixel_std(noise, images.mean()).expand(images.shape[1:])
+
+
+def pixel_std(noise: measure.Noise, exact: Tensor) -> Tensor:
+    """Standard deviation of the camera's noise at every pixel of exact values, of their shape."""
     assert isinstance(noise, measure.PoissonGaussianNoise)
-    return (noise.gain * truth.mean() + noise.read**2).sqrt().expand(truth.shape[1:])
+    return (noise.gain * exact.clamp(min=0) + noise.read**2).sqrt()
