@@ -73,7 +73,7 @@ VARIANTS = {
         "laptop": Settings(
             side=64,
             scales=3,
-            draws=1,
+            draws=3,
             first_iterations=150,
             iterations=100,
             batch=200,
