@@ -1,4 +1,7 @@
-"""Zhang et al. 2021, sec. 6.1.3: MsIGN with parts exchanged, on the synthetic problem; mode balance as a number."""
+"""Zhang et al. 2021, sec. 6.1.3: MsIGN with parts exchanged, on the synthetic problem; mode balance as a number.
+
+Two variants are not the paper's: MsIGN and Glow as one half of a mixture that has the problem's symmetry.
+"""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -11,7 +14,7 @@ from companion.bayes import Synthetic, jeffreys, train_msign
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.priors import HaarConditioning
 from companion.priors.bijections import Bijection, Mapped, Squeeze
-from companion.priors.msign import MsIGN
+from companion.priors.msign import Mirrored, MsIGN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Variant:
     layer: str  # between scales: "prior", "nearest" (stochastic nearest neighbour) or "split" (Glow's)
     objective: str
     stages: bool
+    mirrored: bool = False
 
 
 VARIANTS = {
@@ -50,6 +54,8 @@ VARIANTS = {
     "MsIGN-SNN-KL-S": Variant("nearest", "kl", False),
     "Glow-KL-S": Variant("split", "kl", False),
     "Glow-AS-S": Variant("split", "stein", False),
+    "MsIGN, mirrored": Variant("prior", "jeffreys", True, mirrored=True),
+    "Glow-KL-S, mirrored": Variant("split", "kl", False, mirrored=True),
 }
 
 
@@ -128,7 +134,7 @@ def _fit(settings: Settings, part: Part, item: tuple[str, int]) -> tuple[dict, d
     }
 
 
-def _model(settings: Settings, variant: Variant, problems: list[Synthetic], seed: int) -> MsIGN:
+def _model(settings: Settings, variant: Variant, problems: list[Synthetic], seed: int) -> MsIGN | Mirrored:
     """All that differs between the models is what stands between their scales."""
     conditionings: list[Bijection] | None = None
     if variant.layer == "nearest":
@@ -137,9 +143,10 @@ def _model(settings: Settings, variant: Variant, problems: list[Synthetic], seed
         ]
     elif variant.layer == "split":
         conditionings = [_Split(p.side) for p in problems[1:]]
-    return MsIGN(
+    half = MsIGN(
         problems[-1].field, settings.scales, settings.steps, settings.width, conditionings=conditionings, seed=seed
     )
+    return Mirrored(half) if variant.mirrored else half
 
 
 class _Split(Bijection):
