@@ -90,7 +90,9 @@ class EllipticPDE(Operator):
         """The same map for fields of half the side, each value repeated 2×2, on the same mesh."""
         if self.side % 2:
             raise ValueError(f"coarsen: got side {self.side}; allowed: even sides")
-        return EllipticPDE(self.side // 2, self.mesh, self.method, self.tolerance)
+        coarse = EllipticPDE(self.side // 2, self.mesh, self.method, self.tolerance)
+        coarse.force, coarse.measurements = self.force, self.measurements
+        return coarse
 
 
 class _System:

@@ -10,8 +10,9 @@ from scipy import integrate, stats
 
 from companion import experiments
 from companion.bayes import Elliptic, laplace, weighted
-from companion.experiments.msign import divergences, elliptic, synthetic
+from companion.experiments.msign import divergences, elliptic, readings, synthetic
 from companion.experiments.parts import Part
+from companion.measure.elliptic import paper_measurements
 
 
 @pytest.mark.parametrize("name", divergences.DIVERGENCES)
@@ -108,3 +109,23 @@ def test_a_scale_is_judged_by_the_model_as_its_stage_left_it() -> None:
     _, two = synthetic._fit(replace(small, plain_scales=2), part, case)
     assert np.isnan(one["divergence"].values[1]) and np.isfinite(two["divergence"].values[1])
     np.testing.assert_allclose(two["divergence"].values[0], one["divergence"].values[0])
+
+
+def test_another_reading_of_the_elliptic_problem_is_the_problem_that_it_says() -> None:
+    for mesh in (8, 16):
+        torch.testing.assert_close(readings.squares(mesh, 1 / 8, 1 / 8), paper_measurements(mesh))
+    plain, same = Elliptic(8, 1.0), readings.problem(readings.Reading(), 8)
+    torch.testing.assert_close(same.y, plain.y)
+    one = readings.problem(readings.Reading(source=2.0, side=1 / 5, gap=1 / 5, noise=False), 8)
+    torch.testing.assert_close(one.y, one.operator(one.truth[None])[0])
+    # u is linear in f, and squares side by side measure all of ∫u: the middle ones have norm 1, pairs √2
+    u = 2 * plain.operator.solve(one.truth[None])[0]
+    total = one.y.view(5, 3) @ torch.tensor([2**0.5, 2**0.5, 1.0], dtype=torch.float64) / 5
+    assert float(total.sum()) == pytest.approx(float(u.sum()) / 64, rel=1e-6)
+
+
+def test_a_coarser_elliptic_problem_keeps_source_and_measurements() -> None:
+    one = readings.problem(readings.Reading(source=3.0, side=1 / 16), 8)
+    coarse = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)).double()
+    fine = coarse.view(2, 4, 4).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+    torch.testing.assert_close(one.operator.coarsen()(coarse), one.operator(fine))
