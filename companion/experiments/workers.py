@@ -1,12 +1,14 @@
 """Where the parts of a run are computed: in this process, in several, or on a Dask cluster."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import torch
@@ -56,6 +58,15 @@ def _alone() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process that started this one says what a stop means
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however it ended: nobody else would tell it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _in_pool(pool: ProcessPoolExecutor, tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
