@@ -136,7 +136,7 @@ def saving(
     ----------
     one, other
         Squared errors of the two methods on the same images, [measured, images]; `measured` are the numbers of
-        measurements.
+        measurements, in any order.
     after
         One of `measured`. Between them the error is interpolated linearly. Where `one` does not come down to that
         error, the ratio is after / the most measurements, and the true one is smaller; where `one` has less error with
@@ -144,14 +144,21 @@ def saving(
     resamples
         Of the images, with replacement, for both methods alike: the interval is the bootstrap's (Efron 1979).
 
-    Raises ValueError for arrays of other shapes, and for an `after` that was not measured.
+    Raises ValueError for arrays of other shapes, NaN, numbers that come twice, and an `after` that was not measured.
     """
     one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if one.ndim != 2 or one.shape != other.shape or len(one) != len(measured):
         given = f"{one.shape}, {other.shape} and {len(measured)} numbers"
         raise ValueError(f"one, other, measured: got {given}; allowed: [measured, images] twice, and measured")
+    if not np.isfinite(one).all() or not np.isfinite(other).all():
+        raise ValueError("one, other: got NaN or infinite errors; allowed: finite numbers")
+    measured = np.asarray(measured).tolist()
+    if len(set(measured)) < len(measured):
+        raise ValueError(f"measured: got {measured}; allowed: each number once")
     _support.one_of("after", after, measured)
-    row = list(measured).index(after)
+    order = np.argsort(measured)
+    one, other, measured = one[order], other[order], [measured[k] for k in order]
+    row = measured.index(after)
 
     def ratio(chosen: np.ndarray) -> float:
         curve = np.minimum.accumulate(one[:, chosen].mean(1))

@@ -181,6 +181,17 @@ def test_errors_that_fall_like_one_over_pixels_save_the_ratio_of_their_constants
     for after, other in ((50, one), (60, one[:, :9])):
         with pytest.raises(ValueError, match="allowed"):
             evaluate.saving(one, other, MEASURED, after)
+    for errors, measured in ((one * np.nan, MEASURED), (one, [60, *MEASURED[1:]])):
+        with pytest.raises(ValueError, match="allowed"):
+            evaluate.saving(errors, one, measured, 60)
+
+
+def test_a_saving_does_not_depend_on_the_order_of_the_numbers():
+    measured = np.array([307, 154, 614])
+    one, other = (np.array([[a, 2 * a], [0.5, 0.7], [0.1, 0.2]]) for a in (0.2, 0.3))
+    rising = np.argsort(measured)
+    expected = evaluate.saving(one[rising], other[rising], measured[rising], 307)
+    assert evaluate.saving(one, other, measured, 307) == expected
 
 
 def test_the_savings_interval_is_scipys():
