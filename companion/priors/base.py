@@ -27,6 +27,7 @@ class Prior(nn.Module, ABC):
     latent_dim: int  # length of the flat latent vector
     config: dict[str, Any]  # the arguments that build this prior again, noted when it was built
     card: dict[str, Any]  # what is known of a loaded prior: data, licence, budget, scores
+    _among_weights: tuple[str, ...] = ()  # arguments whose values are buffers, so that `config` has their shapes alone
 
     def __init_subclass__(cls, stored: bool = True, **options: Any) -> None:
         """Let constructions note their arguments in `config`, and let checkpoints hold the models of this package.
@@ -119,7 +120,8 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
         _, *named = given.arguments.items()
-        vars(self).setdefault("config", {name: _plain(value) for name, value in named})  # a subclass came first
+        config = {name: _shape(value) if name in self._among_weights else _plain(value) for name, value in named}
+        vars(self).setdefault("config", config)  # a subclass came first
         with torch.device("cpu"):  # where the random numbers are drawn, whatever the default device is
             init(self, *args, **kwargs)
 
@@ -127,12 +129,14 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _plain(value: Any) -> Any:
-    """An argument as JSON has it; of a tensor the shape alone, as its values are among the weights."""
+    """An argument as JSON has it."""
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
-    if isinstance(value, Tensor) and value.dim():
-        return {"tensor": list(value.shape)}
-    return value.item() if isinstance(value, Tensor | np.generic) else value
+    return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value
+
+
+def _shape(value: Any) -> Any:
+    return {"tensor": list(value.shape)} if isinstance(value, Tensor) else value
 
 
 def standard_normal_log_density(z: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class Linear(Prior):
 
     weight: Tensor
     mean: Tensor
+    _among_weights = ("weight", "mean")
 
     def __init__(self, weight: Tensor, mean: Tensor | None = None, shape: tuple[int, ...] | None = None) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 
+import numpy as np
 import pytest
 import torch
 from flow_cases import rand, tiny
@@ -36,6 +37,18 @@ def test_a_flow_comes_back_as_it_was_frozen_and_in_evaluation_mode(tmp_path, dty
     assert again.config == flow.config and again.card == CARD and again.shape == flow.shape
     assert not again.training and not any(p.requires_grad for p in again.parameters())
     assert torch.equal(priors.load(str(path)).log_prob(x), flow.log_prob(x))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_arguments_that_were_arrays_come_back(tmp_path, kind):
+    flows = [
+        priors.ImageMsIGN((1, 8, 8), mu=kind([0.4]), steps=1, width=4),
+        priors.Glow(kind([1, 8, 8]), levels=1, steps=1, width=4),
+    ]
+    z = rand(2, 64, dtype=torch.float32)
+    for flow in flows:
+        again = priors.load(priors.save(flow, tmp_path / "a.safetensors"))
+        assert torch.equal(again.decode(z), flow.decode(z)) and again.config.keys() == flow.config.keys()
 
 
 def test_training_goes_on_from_a_loaded_flow_without_a_new_initialisation(stored):
