@@ -14,7 +14,8 @@ class Linear(Prior):
 
     `weight` is W, [n, latent_dim], `mean` [n] or [*shape], 0 by default, and `shape` that of one image of n numbers,
     (n,) by default. W and the mean are buffers: fixed numbers, such as a covariance's square root, that no training
-    changes. Where W is square and invertible there are ``encode`` and ``log_prob`` too; else they raise ValueError.
+    changes. Where W is square and invertible there are ``encode`` and ``log_prob`` too; else, and where rounding hides
+    whether it is, they raise ValueError.
     """
 
     weight: Tensor
@@ -57,7 +58,16 @@ class Linear(Prior):
         """W⁻¹ and log|det W|."""
         if self.weight.shape[0] != self.weight.shape[1]:
             raise ValueError(f"log_prob: got W of shape {tuple(self.weight.shape)}; allowed: a square W")
-        return self._kept([self.weight], lambda: (torch.linalg.inv(self.weight), torch.linalg.slogdet(self.weight)[1]))
+        return self._kept([self.weight], self._inverted)
+
+    def _inverted(self) -> tuple[Tensor, Tensor]:
+        inverse, failed = torch.linalg.inv_ex(self.weight)
+        # at most n times that of the Euclidean norm, whose singular values cost more than the inverse
+        condition = torch.linalg.matrix_norm(self.weight, 1) * torch.linalg.matrix_norm(inverse, 1)
+        if failed or not condition < len(inverse) / torch.finfo(inverse.dtype).eps:
+            allowed = "an invertible W, as gaussian_of(images, floor) gives for floor > 0"
+            raise ValueError(f"log_prob: got a W that is singular in {inverse.dtype}; allowed: {allowed}")
+        return inverse, torch.linalg.slogdet(self.weight)[1]
 
 
 @torch.no_grad()
