@@ -191,6 +191,7 @@ def unfold(parts: Tensor) -> Tensor:
 
 def even(name: str, value: int) -> int:
     """Return an even number >= 2; else raise ValueError."""
-    if _support.count(name, value, least=2) % 2:
+    whole = _support.count(name, value, least=2)
+    if whole % 2:
         raise ValueError(f"{name}: got {value!r}; allowed: an even number >= 2")
-    return value
+    return whole

@@ -3,8 +3,9 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -135,7 +136,7 @@ class MsIGN(Flow, stored=False):
             raise ValueError(f"scales: got {scales}; allowed: 1 to {len(fields)} for side {field.side}")
         with torch.device("cpu"):  # where the random numbers are drawn, whatever the default device is
             if flows is None:
-                each = [steps] * len(fields) if isinstance(steps, int) else list(steps)
+                each: list[Any] = [steps] * len(fields) if np.ndim(steps) == 0 else list(cast(Any, steps))
                 if len(each) != len(fields):
                     raise ValueError(f"steps: got {len(each)} numbers; allowed: one, or {len(fields)}, one a scale")
                 flows = [

@@ -1,5 +1,6 @@
 """MsIGN: identity start, exact inverse and log-determinant against autograd, its scales, any bijections inside."""
 
+import numpy as np
 import pytest
 import torch
 from flow_cases import perturb, randn
@@ -64,6 +65,15 @@ def test_any_bijections_may_stand_inside_and_images_may_have_channels() -> None:
     torch.testing.assert_close(scales.decode(z)[0], x, rtol=0, atol=1e-10)
     jacobian = torch.autograd.functional.jacobian(lambda v: scales.encode(v)[0], x).view(64, 64)
     torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("two", [np.int64(2), torch.tensor(2)])
+def test_whole_numbers_may_be_numpys_and_tensors(two) -> None:
+    z, plain = randn(3, 16), MsIGN(GaussianField(4), steps=2, width=4)
+    for steps in (two, [two, two]):
+        assert torch.equal(
+            MsIGN(GaussianField(two + 2, finest=2 * two), steps=steps, width=4).decode(z), plain.decode(z)
+        )
 
 
 def test_float32_round_trips() -> None:
