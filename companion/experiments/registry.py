@@ -40,7 +40,7 @@ import dataclasses
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -126,13 +126,28 @@ def settings_dict(settings: object) -> dict[str, Any]:
     raise ValueError(f"settings: got {type(settings).__name__}; allowed: a dataclass instance or a dict")
 
 
-def with_changes(settings: Any, changes: Mapping[str, Any]) -> Any:
-    """Settings with some values replaced by others of the same types; ValueError for a name or type they lack."""
+def with_changes(settings: Any, changes: Mapping[str, Any], profiles: Iterable[Any] = ()) -> Any:
+    """Settings with some values replaced by others of the same types.
+
+    ValueError for a name or type that they lack, and, unless the settings or those of another of the `profiles` have
+    such, for a whole number below 1 and for no numbers where there are several.
+    """
     present = settings if isinstance(settings, Mapping) else vars(settings)
     for name in changes:
         one_of("setting", name, present)
     new = {name: _like(name, value, present[name]) for name, value in changes.items()}
+    for name, value in new.items():
+        least = min(_least(settings_dict(each).get(name, 1)) for each in (settings, *profiles))
+        if _least(value) < min(least, 1):
+            raise ValueError(f"{name}: got {value!r}; allowed: one or more, of whole numbers those >= {min(least, 1)}")
     return {**settings, **new} if isinstance(settings, Mapping) else dataclasses.replace(settings, **new)
+
+
+def _least(value: Any) -> int:
+    """The least whole number in a setting; 0 where a tuple is empty, and 1 for what is no whole number."""
+    if isinstance(value, tuple | list):
+        return min(map(_least, value), default=0)
+    return value if type(value) is int else 1
 
 
 def _like(name: str, given: Any, present: Any) -> Any:

@@ -123,7 +123,7 @@ def _run(
     parts = _folder(RUNS if out is None else out) / "parts" / name / profile
     for folder in (stem.parent, parts):
         writable("out", folder)  # asked before the work, so that no long run ends with nowhere to go
-    settings = with_changes(entry.settings[profile], changes or {})
+    settings = with_changes(entry.settings[profile], changes or {}, entry.settings.values())
     recorded = settings_dict(settings)
     code = fingerprint.code(entry.function.__module__)
     if not resume:

@@ -63,6 +63,10 @@ def test_malformed_declarations_are_refused(name, profiles, says):
         ({"images": True}, "images: got True; allowed: int"),
         ({"measurements": (4, "b")}, "measurements: got 'b'; allowed: int, as 4"),
         ({"label": 3}, "label: got 3; allowed: str"),
+        ({"images": 0}, "images: got 0; allowed: one or more, of whole numbers those >= 1"),
+        ({"images": -1}, "images: got -1; allowed"),
+        ({"measurements": ()}, r"measurements: got \(\); allowed: one or more"),
+        ({"measurements": (4, 0)}, r"measurements: got \(4, 0\); allowed"),
     ],
 )
 def test_settings_change_to_values_of_their_own_kind_only(changes, says):
@@ -76,3 +80,5 @@ def test_changed_settings():
     assert (changed.images, changed.measurements, changed.scale, changed.label) == (5, (8,), 2.0, "none")
     assert type(changed.scale) is float and quick.images == 2
     assert registry.with_changes({"m": [1, 2], "k": 1}, {"m": [3]}) == {"m": [3], "k": 1}
+    none = {"m": [], "k": 0}  # what another profile has, any may have
+    assert registry.with_changes({"m": [1, 2], "k": 1}, none, [none]) == none
