@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
+from companion.energy.terms import shaped
 from companion.measure.base import LinearOperator
 from companion.recover.linear import checked, pseudo_inverse, squared_norm
 from companion.recover.run import Result, Run
@@ -43,7 +44,8 @@ def plug_and_play(
     operator, y
         Linear, on images of any shape; and measurements, [batch, *operator.output_shape].
     denoise
-        D(images, std): as many denoised images from [k, *operator.shape], each by itself; std is s.
+        D(images, std): as many denoised images from [k, *operator.shape], each by itself, of any floating-point dtype;
+        std is s.
     noise_std
         σ of the measurements, > 0.
     strength, shrink
@@ -60,7 +62,7 @@ def plug_and_play(
     evaluation is one run of the denoiser. An image whose denoiser returns what is not finite stops at what it had.
 
     Raises ValueError for an operator that is not linear, wrong shapes, NaN, half precision, options out of range, and
-    for a denoiser that returns another shape.
+    for a denoiser that returns another shape or whole numbers.
     """
     y = checked(operator, y)
     noise_std, strength = _support.positive("noise_std", noise_std), _support.positive("strength", strength)
@@ -78,7 +80,10 @@ def plug_and_play(
         centre = v - u
         weight, residual = (noise_std / strength) ** 2, y - operator.forward(centre)
         x = centre + pseudo_inverse(operator, residual, weight, tolerance=exact).x
-        before, v = v, _support.batch_of("denoise", denoise(x + u, strength), operator.shape)
+        before, v = v, shaped("denoise", denoise(x + u, strength), x.shape)
+        if not v.is_floating_point():
+            raise ValueError(f"denoise: got {v.dtype} images; allowed: floating-point ones")
+        v = v.to(x)
         u = u + x - v
         residue = (squared_norm(x - v) + squared_norm(v - before)) / v[0].numel()
         keep = run.advance(v, residue, residue <= tolerance**2, "at rest within the tolerance")

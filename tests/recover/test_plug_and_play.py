@@ -104,6 +104,14 @@ def test_a_denoiser_that_fails_for_one_image_stops_that_one_at_what_it_had():
     assert torch.allclose(found.x[others], sound.x[others], rtol=1e-9, atol=1e-9)
 
 
+def test_a_denoiser_may_answer_in_another_precision():
+    operator, y = OPERATORS["downsample"], measured(OPERATORS["downsample"]).float()
+    options = {"noise_std": STD, "strength": 0.2, "max_iterations": 3}
+    found = recover.plug_and_play(operator, y, lambda x, std: posterior_mean(x.double(), std), **options)
+    expected = recover.plug_and_play(operator, y.double(), posterior_mean, **options)
+    torch.testing.assert_close(found.x, expected.x.float(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -111,7 +119,9 @@ def test_a_denoiser_that_fails_for_one_image_stops_that_one_at_what_it_had():
         ({"strength": -1}, "strength: got -1"),
         ({"shrink": 1.5}, r"shrink: got 1.5; allowed: a number in \(0, 1\]"),
         ({"x0": torch.zeros(2, *SHAPE, dtype=torch.float64)}, "x0: got 2 images for 3 measurements"),
-        ({"denoise": lambda x, std: x[:, :, 1:]}, r"denoise: got shape \(3, 1, 5, 8\); allowed: \[batch, 1, 6, 8\]"),
+        ({"denoise": lambda x, std: x[:, :, 1:]}, r"denoise: got values of shape \(3, 1, 5, 8\); .* \(3, 1, 6, 8\)"),
+        ({"denoise": lambda x, std: x[:1]}, r"denoise: got values of shape \(1, 1, 6, 8\); .* \(3, 1, 6, 8\)"),
+        ({"denoise": lambda x, std: (255 * x).to(torch.uint8)}, "denoise: got torch.uint8 images"),
         ({"tolerance": 0}, "tolerance: got 0"),
     ],
 )
