@@ -21,7 +21,7 @@ def flow_latent(
     prior: Generator,
     operator: Operator,
     y: Tensor,
-    gamma: float = 0.0,
+    gamma: float | Tensor = 0.0,
     *,
     squared: bool = False,
     z0: Tensor | None = None,
@@ -38,7 +38,7 @@ def flow_latent(
     prior, operator, y
         Flow with images of the shape of the forward operator f; and measurements, [batch, *operator.output_shape].
     gamma, squared
-        Weight of ‖z‖, or of ‖z‖² with `squared`.
+        Weight of ‖z‖, or of ‖z‖² with `squared`, >= 0: a number, or [batch], one for each image.
     z0
         Initial latents, [batch, n]; zeros if not given (see :func:`companion.recover.start`).
     method, options
@@ -46,7 +46,9 @@ def flow_latent(
 
     Raises ValueError for wrong shapes, NaN, or options out of range.
     """
-    energy = Energy(prior, SquaredMisfit(operator, y), LatentNorm(gamma, squared) if gamma else None)
+    energy = Energy(
+        prior, SquaredMisfit(operator, y), LatentNorm(gamma, squared) if isinstance(gamma, Tensor) or gamma else None
+    )
     return minimise(energy, _checked_start(energy, initial(prior, y) if z0 is None else z0), method, **options)
 
 
@@ -54,7 +56,7 @@ def flow_image(
     prior: Generator,
     operator: Operator,
     y: Tensor,
-    gamma: float = 1.0,
+    gamma: float | Tensor = 1.0,
     *,
     x0: Tensor | None = None,
     method: str = "lbfgs",
@@ -79,7 +81,7 @@ def flow_map(
     prior: Any,
     problem: Problem,
     y: Tensor,
-    beta: float = 1.0,
+    beta: float | Tensor = 1.0,
     *,
     space: str = "z",
     start: str | Tensor | None = None,
@@ -100,7 +102,7 @@ def flow_map(
     prior, problem, y
         Flow with images of the shape of the problem's operator; and measurements, [batch, *operator.output_shape].
     beta
-        Weight of −log p(x), >= 0; less than 1 weakens a prior that is surer than it should be.
+        Weight of −log p(x), >= 0, a number or [batch]; less than 1 weakens a prior that is surer than it should be.
     space
         "z" or "x": the variable of the search.
     start
@@ -150,7 +152,7 @@ def gan_latent(
     prior: Generator,
     operator: Operator,
     y: Tensor,
-    gamma: float = 0.0,
+    gamma: float | Tensor = 0.0,
     *,
     restarts: int = 10,
     scale: float = 1.0,

@@ -29,9 +29,12 @@ def start(
         Of the draws, made image by image: the first images' starts do not depend on how many follow. Each `restart` has
         a stream of its own.
 
+    ValueError for another `how`, a scale < 0, and a y that is not finite or holds whole numbers.
+
     To start from an image (a Lasso solution, a zero-filled image, one from :func:`null_space_neighbour`), encode it
     with ``flow.encode``.
     """
+    _support.finite("y", y)
     _support.one_of("how", how, STARTS)
     scale = _support.positive("scale", scale, zero=True)
     if how == "zero":

@@ -210,6 +210,15 @@ def test_a_multiple_of_the_operator_ends_where_the_operator_does(scale):
     torch.testing.assert_close(scaled.x, plain.x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("estimator", [recover.flow_latent, recover.flow_image, recover.gan_latent])
+def test_each_image_may_have_a_weight_of_its_own(estimator):
+    prior, (operator, y), weights = LinearPrior(), PROBLEM, torch.tensor([0.1, 0.5, 2.0]).double()
+    found = estimator(prior, operator, y, weights, max_evaluations=20)
+    for k, weight in enumerate(weights.tolist()):
+        alone = estimator(prior, operator, y, weight, max_evaluations=20)
+        torch.testing.assert_close(found.x[k], alone.x[k], rtol=1e-6, atol=1e-6)
+
+
 def test_starts_of_restarts_and_operators_share_no_stream():
     prior, y = LinearPrior(), torch.zeros(2, 5)
     rows = measure.Gaussian((1, 3, 4), 2, seed=0).matrix(torch.zeros(1))
@@ -238,6 +247,8 @@ def test_starts_of_restarts_and_operators_share_no_stream():
         (lambda p, a, y: recover.gan_latent(p, a, y, seed=-3), "seed: got -3"),
         (lambda p, a, y: recover.start(p, y, "ones"), "how: got 'ones'"),
         (lambda p, a, y: recover.start(p, y, "normal", -1.0), "scale: got -1.0"),
+        (lambda p, a, y: recover.start(p, y.long(), "normal"), "y: got torch.int64 tensor"),
+        (lambda p, a, y: recover.start(p, y.numpy()), "y: got ndarray"),
         (
             lambda p, a, y: recover.null_space_neighbour(measure.Identity((1, 3, 4)), y.new_ones(1, 1, 3, 4), 1.0),
             "without a null space",
