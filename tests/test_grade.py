@@ -202,6 +202,41 @@ def test_patched_checks_earn_nothing(marks: Any) -> None:
     assert marks([code(text) for text in (*SOLVED.values(), *CHEATS)])[0] == [2, 2]
 
 
+SWITCHES = [
+    "import warnings; warnings.simplefilter('error')",
+    "import numpy; numpy.seterr(all='raise')",
+    "import sys, threading; threading.settrace(sys.exit)",
+]
+TORCH_SWITCHES = [
+    "import torch; torch.set_grad_enabled(False)",
+    "mode = torch.inference_mode(); mode.__enter__()",
+    "torch.set_default_dtype(torch.float64); torch.set_default_device('meta')",
+    "class M(torch.overrides.TorchFunctionMode):\n"
+    "    def __torch_function__(self, func, types, args=(), kwargs=None): return True\nm = M(); m.__enter__()",
+]
+
+
+def test_what_a_cell_leaves_switched_on_does_not_reach_the_tests(marks: Any) -> None:
+    noisy = "import numpy, warnings\ndef square(x):\n    warnings.warn('old')\n    numpy.float64(1e200) ** 2\n"
+    answers = [noisy + "    return x * x", SOLVED["log_det"]]
+    assert marks([code(text) for text in (*answers, *SWITCHES)])[0] == [2, 2]
+
+
+@pytest.mark.slow
+def test_what_a_cell_leaves_switched_on_in_torch_does_not_reach_the_tests(tmp_path: Path) -> None:
+    check = "import torch\nx = torch.ones(2, requires_grad=True)\nx.square().sum().backward()\n"
+    check += "assert x.dtype == torch.float32 and x.grad.tolist() == [2, 2] and bool(square(3) == 9)"
+    parts = [raw("# ASSIGNMENT CONFIG\nseconds: 60\nmemory_mb: 8192"), raw("# BEGIN QUESTION\nname: square\npoints: 1")]
+    parts += [raw("# BEGIN SOLUTION"), code(SOLVED["square"]), raw("# END SOLUTION")]
+    parts += [raw("# BEGIN TESTS"), code(check), raw("# END TESTS"), raw("# END QUESTION")]
+    (tmp_path / "master.ipynb").write_text(json.dumps(notebook(parts)))
+    for name, answer, points in (("right", SOLVED["square"], 1), ("wrong", "def square(x):\n    return 7", 0)):
+        path = tmp_path / f"{name}.ipynb"
+        path.write_text(json.dumps(notebook([code(text) for text in (answer, *TORCH_SWITCHES)])))
+        record = grading.grade([path], tmp_path, tmp_path / f"{name}.csv")[0]
+        assert record["marks"] == {"square": points}, record["remarks"]
+
+
 def test_edited_and_deleted_tests_change_nothing(folder: Path, marks: Any) -> None:
     cells = grading.load(folder).student["cells"]
     edited = [{**cell, "source": "import os; os._exit(1)"} if cell["metadata"] else cell for cell in cells]

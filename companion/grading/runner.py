@@ -1,9 +1,11 @@
 """Run a student's cells, then the tests, in a process of its own that `companion.grading.grade` starts.
 
 Messages are lines of JSON on the socket whose number is the first argument. The tests and the token that signs their
-results come only when the student's cells have run, so that a cell can neither read nor sign them; builtins and the
-modules that the tests name are then put back as they were. That stops edited tests and patched functions. It does not
-stop code written against this very file: both share one interpreter.
+results come only when the student's cells have run, so that a cell can neither read nor sign them. Builtins, the
+attributes of the modules that the tests name, and what torch and NumPy keep for the whole process (but seeds) are then
+put back as they were. That stops edited tests and patched functions, and what a cell innocently left switched on. It
+does not put back the attributes of classes or what else lies inside objects, nor stop code written against this very
+file: both share one interpreter.
 """
 
 import builtins
@@ -12,7 +14,9 @@ import re
 import resource
 import socket
 import sys
+import threading
 import types
+import warnings
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -32,7 +36,7 @@ def main() -> None:
     for name in job["modules"]:
         with suppress(ImportError):  # the test that imports it will say so
             import_module(name)
-    roots = {name.partition(".")[0] for name in job["modules"]} | {"builtins", "json"}
+    roots = {name.partition(".")[0] for name in job["modules"]} | {"builtins", "json", "threading", "warnings"}
     modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] in roots}
     before = [(vars(module), dict(vars(module))) for module in modules.values()]
     builtin, clean = vars(builtins), dict(vars(builtins))
@@ -54,20 +58,39 @@ def main() -> None:
     sys.modules.update(modules)
     for now, saved in before:
         now.update(saved)
+    _reset()
     tell(ran=True)
     second = load(stream.readline())
-    for key, source in second["tests"]:
-        tell(token=second["token"], test=key)
-        names = {name: value for name, value in space.items() if name not in clean}
-        try:
-            run(build(source, f"<test {key}>", "exec"), {**names, "__builtins__": dict(clean)})
-            error_text = None
-        except BaseException as error:
-            error_text = _text(error)
-        tell(token=second["token"], test=key, passed=error_text is None, error=error_text)
+
+    def examine() -> None:
+        for key, source in second["tests"]:
+            tell(token=second["token"], test=key)
+            names = {name: value for name, value in space.items() if name not in clean}
+            try:
+                run(build(source, f"<test {key}>", "exec"), {**names, "__builtins__": dict(clean)})
+                error_text = None
+            except BaseException as error:
+                error_text = _text(error)
+            tell(token=second["token"], test=key, passed=error_text is None, error=error_text)
+
+    # A new thread has its own grad and inference mode, autocast, default device, torch's modes and NumPy's errstate.
+    threading.stack_size(2**24)
+    thread = threading.Thread(target=examine)
+    thread.start()
+    thread.join()
     with suppress(OSError, ValueError):  # closed by the student's code
         output.flush()
     tell(token=second["token"], done=True)
+
+
+def _reset() -> None:
+    """Put back what a cell may have set for all threads: warnings and torch's switches. Tests fix their own seeds."""
+    warnings.resetwarnings()
+    if torch := sys.modules.get("torch"):
+        torch.set_default_dtype(torch.float32)
+        torch.use_deterministic_algorithms(False)
+        torch.autograd.set_detect_anomaly(False)
+        torch.set_num_threads(1)
 
 
 def _text(error: BaseException) -> str:
