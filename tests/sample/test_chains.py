@@ -143,6 +143,26 @@ def test_a_killed_run_goes_on_to_the_same_chains(tmp_path, monkeypatch, after):
         sample.mala(case.energy, z0 + 1, checkpoint=tmp_path / "chains", **options)
 
 
+def test_a_checkpoint_of_another_energy_or_metric_is_refused(tmp_path):
+    """Though at the start both energies are 12.5, and both metrics have one factor."""
+    z0, metric = torch.zeros(1, 4, 1).double(), sample.Metric(torch.ones(1, 1).double(), torch.ones(1, 1, 1).double())
+
+    def well(centre, power=1):
+        return lambda z: 0.5 * (z.pow(power) - centre).square().sum(1)
+
+    for energies, metrics in [
+        ((well(5), well(-5)), (None, None)),
+        ((well(5, power=3), well(-5, power=3)), (None, None)),  # whose gradients agree there, too
+        ((well(5), well(5)), (metric, sample.Metric(torch.zeros(1, 1).double(), metric.factor))),
+    ]:
+        path = tmp_path / str(len(list(tmp_path.iterdir())))
+        options = {"step": 0.5, "draws": 20, "warmup": 0, "checkpoint": path}
+        whole, again = (sample.mala(energies[0], z0, metric=metrics[0], **options) for _ in range(2))
+        assert torch.equal(whole.samples, again.samples)
+        with pytest.raises(ValueError, match=f"checkpoint: got {path.name} of another"):
+            sample.mala(energies[1], z0, metric=metrics[1], **options)
+
+
 def test_annealing_is_tempered_langevin_level_by_level():
     """The step of each level is r h, and its misfit is divided by r² (Jalal et al.: lr ∝ σ², m / 2σ²)."""
     case, z0 = LinearGaussian.of(), normal(2, 2, 3, seed=3)
