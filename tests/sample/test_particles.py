@@ -75,6 +75,14 @@ def test_the_direction_of_svgd_is_liu_and_wangs():
     torch.testing.assert_close(direction(z, score, torch.ones(1, 5).bool())[0], expected)
 
 
+@pytest.mark.parametrize(("centre", "std", "particles"), [(3.0, 0.01, 50), (1000.0, 0.1, 10)])
+def test_the_direction_of_svgd_is_the_same_in_single_precision_far_from_zero(centre, std, particles):
+    z = (centre + std * normal(1, particles, 20)).float()
+    score, everyone = -(z.double() - centre) / std**2, torch.ones(1, particles).bool()
+    exact = direction(z.double(), score, everyone)
+    assert (direction(z, score.float(), everyone) - exact).norm() < 1e-5 * exact.norm()
+
+
 def test_svgd_finds_mean_and_width_of_a_gaussian():
     case = LinearGaussian.of(images=2, n=2)
     found = sample.svgd(case.energy, normal(2, 60, 2), iterations=150, step=0.05)
