@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
+from companion.energy.terms import shaped
 from companion.priors.msign import MsIGN
 from companion.sample.svgd import direction
 
@@ -57,6 +58,11 @@ class Weighted:
         return self.x[index.to(self.x.device)]
 
 
+def _each(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """One value for each of the samples x, or ValueError: broadcasting would mix them."""
+    return shaped(name, value, (len(x),))
+
+
 @torch.no_grad()
 def weighted(x: Tensor, log_target: Tensor, log_proposal: Tensor, least_ess: float = 1.0) -> Weighted:
     """Importance weights w ∝ target/proposal of samples x of a proposal (Zhang et al. 2021, eq. 10 and App. C).
@@ -71,7 +77,10 @@ def weighted(x: Tensor, log_target: Tensor, log_proposal: Tensor, least_ess: flo
     least_ess
         Below this many effective samples the weights are raised to the largest power <= 1 that leaves as many: a
         network that is fed the same few samples learns them by heart.
+
+    ValueError for log-densities of another shape, and where no sample's is finite.
     """
+    log_target, log_proposal = _each("log_target", log_target, x), _each("log_proposal", log_proposal, x)
     ratio = (log_target - log_proposal).double()
     ratio = ratio.where(torch.isfinite(ratio), -torch.inf)
     if not torch.isfinite(ratio).any():
@@ -84,9 +93,9 @@ def weighted(x: Tensor, log_target: Tensor, log_proposal: Tensor, least_ess: flo
 
     raw, power = ess(1.0), 1.0
     if raw < least_ess:
-        low, high = 0.0, 1.0
-        for _ in range(50):
-            power = (low + high) / 2
+        low, high, halvings = 0.0, 1.0, 0
+        while halvings < 50 or high - low > 1e-3 * high:  # ratios may be so large that a power of 1e-20 is wanted
+            power, halvings = (low + high) / 2, halvings + 1
             low, high = (power, high) if ess(power) >= least_ess else (low, power)
         power = low
     weights = torch.softmax(power * ratio, 0).to(x)
@@ -167,9 +176,14 @@ class Divergence:
 
 @torch.no_grad()
 def jeffreys(log_prob: LogDensity, log_density: LogDensity, own: Tensor, reference: Tensor) -> Divergence:
-    """D_J of densities p and q, up to constants, from samples of either: `own` of p, `reference` of q, [n, d]."""
-    reverse = log_prob(own) - log_density(own)
-    forward = log_density(reference) - log_prob(reference)
+    """D_J of densities p and q, up to constants, from samples of either: `own` of p, `reference` of q, [n, d].
+
+    ValueError unless each density returns one value for each sample.
+    """
+    (p_own, q_own), (p_reference, q_reference) = (
+        (_each("log_prob", log_prob(x), x), _each("log_density", log_density(x), x)) for x in (own, reference)
+    )
+    reverse, forward = p_own - q_own, q_reference - p_reference
     variance = reverse.var() / len(reverse) + forward.var() / len(forward)
     value = reverse.mean() + forward.mean()
     return Divergence(float(value), float(variance.sqrt()), float(reverse.mean()), float(forward.mean()))

@@ -51,6 +51,27 @@ def test_weights_are_tempered_just_enough_and_wild_samples_weigh_nothing() -> No
         weighted(x, torch.full_like(target, math.nan), proposal)
 
 
+def test_weights_are_tempered_by_however_small_a_power_that_takes() -> None:
+    ratio = -1e17 * torch.rand(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ratio[:200], ratio[-1] = 0, math.nan
+    pool = weighted(torch.zeros(4000, 2), ratio, torch.zeros(4000), least_ess=300)
+    assert pool.ess == pytest.approx(300, rel=1e-3) and 0 < pool.power < 1e-15
+    assert float(pool.weights[-1]) == 0 and float(pool.weights.sum()) == pytest.approx(1, rel=1e-4)
+
+
+def test_log_densities_that_would_broadcast_are_refused() -> None:
+    problem, x = Synthetic(4), torch.zeros(5, 16).double()
+    for log_prob, log_density, name in [
+        (lambda x: problem.log_prob(x)[:, None], problem.log_density, "log_prob"),
+        (problem.log_prob, lambda x: problem.log_density(x).sum(), "log_density"),
+    ]:
+        with pytest.raises(ValueError, match=rf"{name}: got values of shape .*; allowed: a tensor of shape \(5,\)"):
+            jeffreys(log_prob, log_density, x, x)
+    for target, proposal, name in [(7, 7, "log_target"), (5, 1, "log_proposal")]:
+        with pytest.raises(ValueError, match=f"{name}: got values of shape"):
+            weighted(x, torch.zeros(target), torch.zeros(proposal))
+
+
 @pytest.mark.parametrize("gradient", ["path", "score"])
 def test_both_gradients_of_the_reverse_term_are_unbiased(gradient: str) -> None:
     norm, field = ActNorm(1).double(), GaussianField(2)
