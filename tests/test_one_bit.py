@@ -29,6 +29,8 @@ def test_the_straight_through_gradient_is_the_perceptrons():
     at = images(seed=1)
     straight, perceptron = gradient(NoiseMisfit(AFTER, y), at), gradient(PerceptronMisfit(AFTER, y), at)
     torch.testing.assert_close(straight, perceptron, rtol=0, atol=1e-9)
+    dark = 0 * at  # where a search may start, and 0 counts as +1
+    torch.testing.assert_close(gradient(NoiseMisfit(AFTER, y), dark), gradient(PerceptronMisfit(AFTER, y), dark))
     assert torch.autograd.gradcheck(PerceptronMisfit(AFTER, y), at.requires_grad_())
     assert gradient(PerceptronMisfit(AFTER, y), x).norm() > 1  # it does not vanish at the truth
     twice = PerceptronMisfit(AFTER, y)(2 * at)
@@ -76,6 +78,11 @@ def test_both_are_the_same_alone_and_in_a_batch():
     [
         (lambda: PerceptronMisfit(BEFORE, torch.ones(1, 30)), "problem: got the operator Gaussian"),
         (lambda: ProbitMisfit(BEFORE, torch.full((1, 30), 0.5)), "y: got values from 0.5 to 0.5; allowed: -1 and 1"),
+        (
+            lambda: PerceptronMisfit(measure.Problem(AFTER.operator, measure.GaussianNoise(0.0)), torch.ones(1, 30)),
+            "std: got 0",
+        ),
+        (lambda: ProbitMisfit(measure.Problem(LINEAR, measure.GaussianNoise(0.0)), torch.ones(1, 30)), "std: got 0"),
         (lambda: linearised(AFTER, 0), "norm: got 0"),
         (
             lambda: linearised(measure.Problem(AFTER.operator, measure.PoissonGaussianNoise()), 1.0),

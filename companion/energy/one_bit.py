@@ -12,7 +12,7 @@ from torch import Tensor
 from companion import _support
 from companion.energy.terms import Misfit
 from companion.measure.linear import Scaling
-from companion.measure.noise import IndependentNoise, WidenedNoise
+from companion.measure.noise import IndependentNoise, WidenedNoise, positive_std
 from companion.measure.nonlinear import LinearComposition, SignOf
 from companion.measure.problem import Problem
 
@@ -23,24 +23,27 @@ class PerceptronMisfit(Misfit):
     Its gradient is exactly the straight-through one of ``NoiseMisfit(problem, y)``, the perceptron's: a measurement
     whose sign is right pulls too, by its noise, so that it is not zero at the truth; it is of degree 1 in x, so that
     only the prior says how bright the image is; and where |y − mean| > 1 it is not even bounded below. But a line
-    search can follow it.
+    search can follow it. ValueError for noise of standard deviation 0.
     """
 
     def __init__(self, problem: Problem, y: Tensor) -> None:
         linear = _signs(problem).linear
         super().__init__(linear, y)
         self.noise = _independent(problem)
+        positive_std(self.noise.std_map(self.operator.output_shape).square(), self.y)
 
     def __call__(self, x: Tensor) -> Tensor:
         value = self.operator.forward(x)
         std = self.noise.std_map(self.operator.output_shape).to(value.dtype).to(value.device)
-        return ((value.abs() - (self.y - self.noise.mean) * value) / std.square()).flatten(1).sum(1)
+        size = torch.where(value < 0, -value, value)  # |u|, with derivative 1 at 0, as SignOf counts it
+        return ((size - (self.y - self.noise.mean) * value) / std.square()).flatten(1).sum(1)
 
 
 class ProbitMisfit(Misfit):
     """−Σ_j log Φ(y_j (A x + mean)_j / σ_j), in nats, for bits y = sign(A x + δ), ±1, with independent normal δ.
 
     The likelihood itself, convex in A x; `problem` is that of the linear measurements A x + δ before the sign.
+    ValueError for noise of standard deviation 0.
     """
 
     def __init__(self, problem: Problem, y: Tensor) -> None:
@@ -48,6 +51,7 @@ class ProbitMisfit(Misfit):
         if not (self.y.abs() == 1).all():
             raise ValueError(f"y: got values from {float(y.min()):.3g} to {float(y.max()):.3g}; allowed: -1 and 1")
         self.noise = _independent(problem)
+        positive_std(self.noise.std_map(self.operator.output_shape), self.y)
 
     def __call__(self, x: Tensor) -> Tensor:
         value = self.operator.forward(x)

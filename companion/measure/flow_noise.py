@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.measure.noise import AdditiveNoise
+from companion.measure.noise import AdditiveNoise, floating
 
 Place = tuple[int, int, int]  # channel, top row, left column
 
@@ -91,7 +91,7 @@ class FlowNoise(AdditiveNoise):
         return noise
 
     def residual_log_prob(self, residual: Tensor) -> Tensor:
-        _support.batch_of("residual", residual, self.shape)
+        floating(_support.batch_of("residual", residual, self.shape))
         sound = residual.isfinite().flatten(1).all(1)  # the flow refuses a batch for one image's overflow
         residual = torch.where(sound.view(-1, 1, 1, 1), residual, 0)
         places = dict.fromkeys(place for placement in self.placements for place in placement)

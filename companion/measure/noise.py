@@ -62,6 +62,22 @@ class AdditiveNoise(Noise):
         """log p(δ = residual) in nats, [batch], for residuals [batch, *measurement shape]."""
 
 
+def floating(residual: Tensor) -> Tensor:
+    """The residual, if it is of floating-point numbers, else ValueError: what is cast to its dtype would be cut off."""
+    if not residual.is_floating_point():
+        raise ValueError(f"y: got residuals of {residual.dtype}; allowed: floating-point y and exact measurements")
+    return residual
+
+
+def positive_std(std: Tensor, like: Tensor) -> Tensor:
+    """Standard deviations in the dtype and on the device of `like`; ValueError where one is 0 there."""
+    std = std.to(floating(like).dtype).to(like.device)
+    if (std == 0).any():
+        given = f"std: got 0 in {like.dtype}, whose density is infinite"
+        raise ValueError(f"{given}; allowed: a number > 0 where log_prob is needed")
+    return std
+
+
 class IndependentNoise(AdditiveNoise):
     """Normal noise, independent from entry to entry, with a mean and a standard deviation for every entry."""
 
@@ -77,10 +93,8 @@ class IndependentNoise(AdditiveNoise):
 
     def residual_log_prob(self, residual: Tensor) -> Tensor:
         std = self.std_map(tuple(residual.shape[1:]))
-        if (std == 0).any():
-            raise ValueError("std: got 0, whose density is infinite; allowed: a number > 0 where log_prob is needed")
         mean_log = float(std.log().mean()) + 0.5 * math.log(2 * math.pi)  # each value stands for equally many entries
-        scaled = (residual - self.mean) / std.to(residual.dtype).to(residual.device)
+        scaled = (residual - self.mean) / positive_std(std, residual)
         return -0.5 * scaled.square().flatten(1).sum(1) - residual[0].numel() * mean_log
 
 
@@ -133,7 +147,7 @@ class PoissonGaussianNoise(Noise):
         return exact + self._variance(exact).sqrt() * normal
 
     def log_prob(self, y: Tensor, exact: Tensor) -> Tensor:
-        variance = self._variance(exact)
+        variance = positive_std(self._variance(exact), y - exact)  # of exact = 0 it is read², which may underflow
         return -0.5 * ((y - exact).square() / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
 
 

@@ -79,6 +79,10 @@ def test_an_overflowing_image_is_no_error_of_its_neighbours():
         (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[(0, 0, 0), (0, 3, 3)]]), "placements: got overlapping"),
         (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[]], tau=0), "tau: got 0"),
         (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[]]).residual_log_prob(torch.ones(1, 2, 8, 8)), "residual: got"),
+        (
+            lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[]]).log_prob(*torch.ones(2, 1, 1, 8, 8).long()),
+            "y: got residuals of torch.int64",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

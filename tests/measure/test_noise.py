@@ -151,6 +151,16 @@ def test_log_likelihood_is_the_density_of_the_residual():
         (lambda: measure.GaussianNoise(math.nan), "std: got nan"),
         (lambda: measure.GaussianNoise.of_norm(0.1, 0), "m: got 0"),
         (lambda: measure.GaussianNoise(0.0).log_prob(torch.rand(1, 3), torch.rand(1, 3)), "std: got 0"),
+        (
+            lambda: measure.GaussianNoise(1e-46).log_prob(torch.rand(1, 3), torch.rand(1, 3)),
+            "std: got 0 in torch.float",
+        ),
+        (lambda: measure.RadialNoise(decay=1.0, floor=0).log_prob(*torch.rand(2, 1, 1, 32, 32)), "std: got 0 in"),
+        (lambda: measure.PoissonGaussianNoise(read=1e-30).log_prob(*torch.zeros(2, 1, 3)), "std: got 0 in"),
+        (
+            lambda: measure.GaussianNoise(1.7).log_prob(*torch.ones(2, 1, 3, dtype=torch.int64)),
+            "y: got residuals of torch.int64",
+        ),
         (lambda: measure.GaussianNoise(0.1).sample(torch.ones(3), seed=0), "exact: got shape"),
         (lambda: measure.GaussianNoise(0.1).sample(torch.ones(3, 2), seed=None), "seed: got None"),
         (lambda: measure.SinusoidalNoise().sample(torch.ones(3, 2, 2), seed=0), "shape: got"),
