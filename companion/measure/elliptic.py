@@ -73,10 +73,16 @@ class EllipticPDE(Operator):
     def solve(self, x: Tensor, force: Tensor | None = None) -> Tensor:
         """u at the inner nodes (i, j)/mesh, [batch, mesh − 1, mesh − 1], of fields x, [batch, side²].
 
-        `force` replaces the paper's f: its values at the same nodes, [mesh − 1, mesh − 1].
+        `force` replaces the paper's f: its values at the same nodes, [mesh − 1, mesh − 1]. ValueError for another shape
+        of either, and for x of another dtype than float32 or float64, which the solvers know; x may hold NaN.
         """
-        _support.batch_of("x", x, self.shape)
-        load = (self.force if force is None else force).to(x) / self.mesh**2
+        if _support.batch_of("x", x, self.shape).dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"x: got {x.dtype} tensor; allowed: torch.float32 or torch.float64")
+        force = self.force if force is None else force
+        if not isinstance(force, Tensor) or force.shape != self.force.shape or force.is_complex():
+            given = tuple(force.shape) if isinstance(force, Tensor) else type(force).__name__
+            raise ValueError(f"force: got {given}; allowed: a real tensor of shape {tuple(self.force.shape)}")
+        load = force.to(x) / self.mesh**2
         conductivity = x.unflatten(1, (self.side, self.side)).exp()
         sound = (torch.isfinite(conductivity) & (conductivity > 0)).flatten(1).all(1)
         conductivity = conductivity * torch.ones_like(sound, dtype=x.dtype).where(sound, torch.nan)[:, None, None]

@@ -247,6 +247,10 @@ def test_mirrored_fields_measure_the_same_and_coarse_fields_are_repeated() -> No
         lambda: EllipticPDE(3).coarsen(),
         lambda: EllipticPDE(4)(torch.zeros(2, 15)),
         lambda: EllipticPDE(4)(torch.full((1, 16), math.nan)),
+        lambda: EllipticPDE(4).solve(torch.zeros(1, 16, dtype=torch.int64)),
+        lambda: EllipticPDE(4).solve(torch.zeros(1, 16, dtype=torch.float16)),
+        lambda: EllipticPDE(4).solve(torch.zeros(1, 16), torch.ones(1, 1)),
+        lambda: EllipticPDE(4).solve(torch.zeros(1, 16), np.ones((3, 3))),
     ],
 )
 def test_bad_arguments_say_what_is_allowed(make) -> None:
