@@ -154,11 +154,14 @@ def greedy(covariance: Tensor, number: int, std: float, taken: Tensor | None = N
 
     Each is measured with N(0, std²) noise (pivoted Cholesky factorisation; Krause et al. 2008, sec. 4). The best fixed
     design, of a training set's covariance; or the next pixels, of posterior draws'. `taken` are booleans, [pixels]:
-    pixels not to choose.
+    pixels not to choose; ValueError where fewer than `number` are left.
     """
+    std = _support.positive("std", std, zero=True)
     left, chosen = covariance.clone(), []
     open_ = torch.ones(len(left), dtype=torch.bool, device=left.device) if taken is None else ~taken
-    for _ in range(_support.count("number", number)):
+    if (number := _support.count("number", number)) > (most := int(open_.sum())):
+        raise ValueError(f"number: got {number}; allowed: at most the {most} pixels that may be chosen")
+    for _ in range(number):
         best = int(torch.where(open_, left.diagonal(), -torch.inf).argmax())
         chosen.append(best)
         open_ = open_.clone()
@@ -191,8 +194,12 @@ def adaptive_sensing(
         "variance": the pixels of largest variance, as published, neighbours of each other mostly. "conditional":
         :func:`greedy` of the draws' covariance. "epsilon": each round random pixels with probability `epsilon`, else
         "variance". "order": those of `order`, [pixels] or [images, pixels], first to last: fixed and random designs.
+
+    No pixel is measured twice: ValueError for more rounds than there are pixels for, and for an `order` that is too
+    short, repeats itself or belongs to another rule.
     """
     _support.one_of("rule", rule, SENSING)
+    epsilon = _support.number("epsilon", epsilon, "a number from 0 to 1", lambda v: 0 <= v <= 1)
 
     def choose(drawn: Tensor, taken: Tensor, image: int, round_: int) -> Tensor:
         source = _support.generator(seed, "epsilon", image, round_)
@@ -204,7 +211,7 @@ def adaptive_sensing(
             score = drawn.var(0)
         return torch.where(taken, -torch.inf, score).topk(pixels).indices
 
-    return _measure(truth, posterior, choose, rounds, pixels, std, order if rule == "order" else None, seed, True)
+    return _measure(truth, posterior, choose, rounds, pixels, std, _checked(rule, order), seed, True)
 
 
 def bayesian_optimisation(
@@ -221,9 +228,11 @@ def bayesian_optimisation(
     """Look for an image's brightest pixel, one measured a round (Ang 2021, Algorithms 3 and 4).
 
     `rule`: "ucb", mean + `kappa` standard deviations of the draws; "thompson", one draw; "mean", which Ang's Algorithm
-    3 takes for a draw; "order", the pixels of `order`. The other parameters are those of :func:`adaptive_sensing`.
+    3 takes for a draw; "order", the pixels of `order`, here with repetitions too. The other parameters are those of
+    :func:`adaptive_sensing`.
     """
     _support.one_of("rule", rule, OPTIMISATION)
+    kappa = _support.number("kappa", kappa)
 
     def choose(drawn: Tensor, taken: Tensor, image: int, round_: int) -> Tensor:
         if rule == "thompson":
@@ -233,7 +242,15 @@ def bayesian_optimisation(
             score = drawn.mean(0) + (kappa * drawn.std(0) if rule == "ucb" else 0.0)
         return torch.where(taken, -torch.inf, score).topk(1).indices
 
-    return _measure(truth, posterior, choose, rounds, 1, std, order if rule == "order" else None, seed, False)
+    return _measure(truth, posterior, choose, rounds, 1, std, _checked(rule, order), seed, False)
+
+
+def _checked(rule: str, order: Tensor | None) -> Tensor | None:
+    """The order, if the rule asks for one and it is of whole numbers."""
+    if (order is None) == (rule != "order") and (order is None or getattr(order, "dtype", None) == torch.long):
+        return order
+    given = f"{order.dtype} tensor" if isinstance(order, Tensor) else type(order).__name__
+    raise ValueError(f"order: got {given} for rule {rule!r}; allowed: a tensor of whole numbers for 'order', else None")
 
 
 def _measure(
@@ -252,8 +269,17 @@ def _measure(
     rounds, pixels = _support.count("rounds", rounds), _support.count("pixels", pixels)
     noise = [_support.normal(flat.shape[1:], seed, truth, "measurement", k) for k in range(images)]
     noisy = flat + _support.positive("std", std) * torch.stack(noise)
+    if (number := rounds * pixels) > flat.shape[1] and (estimate or order is None):
+        raise ValueError(f"rounds: got {rounds} of {pixels} pixels; allowed: at most {flat.shape[1]} pixels in all")
     if order is not None:
-        order = order.to(truth.device).expand(images, -1)
+        try:
+            order = order.to(truth.device).expand(images, -1)[:, :number]
+        except RuntimeError:
+            raise ValueError(f"order: got {tuple(order.shape)}; allowed: [pixels] or [{images}, pixels]") from None
+        twice = estimate and bool((order.sort(1).values.diff() == 0).any())  # a posterior is given a value only once
+        if order.shape[1] < number or order.min() < 0 or order.max() >= flat.shape[1] or twice:
+            allowed = f"{number} pixels or more, from 0 to {flat.shape[1] - 1}, none twice"
+            raise ValueError(f"order: got {order.tolist()}; allowed: {allowed}")
     taken = torch.zeros_like(flat, dtype=torch.bool)
     places, estimates, regret = [], [], []
     drawn: Tensor | None = None

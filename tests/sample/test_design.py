@@ -131,4 +131,42 @@ def test_optimisation_finds_the_brightest_pixel_of_images_it_knows():
     worst = sample.bayesian_optimisation(IMAGES, None, "order", rounds=12, order=order)
     torch.testing.assert_close(worst.regret, IMAGES.flatten(1).amax(1) - IMAGES.flatten(1).sort(1).values.T)
     with pytest.raises(ValueError, match="posterior: got None"):
-        sample.bayesian_optimisation(IMAGES, None, "ucb")
+        sample.bayesian_optimisation(IMAGES, None, "ucb", rounds=2)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        ("order", {}, "order: got NoneType for rule 'order'"),
+        ("variance", {"order": torch.arange(12)}, "order: got torch.int64 tensor for rule 'variance'"),
+        ("order", {"order": [0, 1, 2, 3]}, "order: got list"),
+        ("order", {"order": torch.arange(4.0)}, "order: got torch.float32 tensor"),
+        ("order", {"order": torch.arange(3)}, r"order: got \[\[0, 1, 2\], .*; allowed: 4 pixels or more, from 0 to 11"),
+        ("order", {"order": torch.tensor([0, 1, 1, 2])}, r"order: got \[\[0, 1, 1, 2\].*, none twice"),
+        ("order", {"order": torch.tensor([0, 1, 2, 12])}, "order: got"),
+        ("order", {"order": torch.arange(12).view(3, 4)}, r"order: got \(3, 4\); allowed: \[pixels\] or \[2, pixels\]"),
+        ("variance", {"rounds": 7}, "rounds: got 7 of 2 pixels; allowed: at most 12 pixels in all"),
+        ("epsilon", {"epsilon": math.nan}, "epsilon: got nan"),
+        ("epsilon", {"epsilon": 2}, "epsilon: got 2"),
+    ],
+)
+def test_designs_that_cannot_be_measured_are_refused(rule, options, message):
+    with pytest.raises(ValueError, match=message):
+        sample.adaptive_sensing(IMAGES, gaussian(10), rule, **{"rounds": 2, "pixels": 2, **options})
+
+
+def test_a_search_or_a_greedy_design_that_cannot_be_made_is_refused():
+    for call, message in [
+        (lambda: sample.bayesian_optimisation(IMAGES, gaussian(10), "order", rounds=2), "order: got NoneType"),
+        (lambda: sample.bayesian_optimisation(IMAGES, gaussian(10), rounds=13), "rounds: got 13"),
+        (lambda: sample.bayesian_optimisation(IMAGES, gaussian(10), kappa=math.nan), "kappa: got nan"),
+        (lambda: sample.greedy(torch.eye(3), 5, 0.1), "number: got 5; allowed: at most the 3 pixels"),
+        (lambda: sample.greedy(torch.eye(3), 2, 0.1, torch.tensor([True, True, False])), "number: got 2"),
+        (lambda: sample.greedy(torch.eye(3), 1, -5), "std: got -5"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+    again = torch.tensor([3, 3, 3, 5])  # the brightest pixels of other images, say
+    assert (
+        sample.bayesian_optimisation(IMAGES, None, "order", rounds=4, order=again).places.tolist() == [[3, 3, 3, 5]] * 2
+    )
