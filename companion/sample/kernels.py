@@ -51,6 +51,11 @@ class Kernel(ABC):
         """The largest step size that means anything."""
         return math.inf
 
+    @property
+    def gradients(self) -> bool:
+        """Whether a step asks for the energy's gradient."""
+        return True
+
     @abstractmethod
     def __call__(self, rows: Rows, state: State, step: Tensor, random: Random) -> tuple[State, Info]:
         """One step of size `step`, [rows]."""
@@ -116,6 +121,10 @@ class CrankNicolson(Kernel):
     @property
     def largest_step(self) -> float:
         return 1.0
+
+    @property
+    def gradients(self) -> bool:
+        return False
 
     @property
     def target(self) -> float | None:

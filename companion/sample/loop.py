@@ -57,14 +57,15 @@ def run(
     progress
         Show a bar.
 
-    Raises ValueError for wrong shapes and numbers, for a start whose energy or gradient is not finite, and for the
-    checkpoint of another run.
+    Raises ValueError for wrong shapes and numbers, for a start whose energy, or gradient where the kernel asks for it,
+    is not finite, and for the checkpoint of another run.
     """
     z0 = chains_of(energy, z0)
     draws, thin = _support.count("draws", draws), _support.count("thin", thin)
     warmup = _support.count("warmup", warmup, least=0)
     rows = Rows(energy, z0, metric)
-    state = rows.at(rows.coordinates(z0))
+    u = rows.coordinates(z0)
+    state = rows.at(u) if kernel.gradients else State(u, rows.value(u), torch.zeros_like(u))
     if bad := int((~state.finite).sum()):
         raise ValueError(f"z0: got {bad} of {len(state.z)} chains whose energy is not finite; allowed: finite ones")
     going = _Going(kernel, rows, state, _step_sizes(step, rows, kernel), draws, warmup, thin)

@@ -61,6 +61,22 @@ def test_these_tests_see_an_unadjusted_step():
     assert asymmetry(before, after) < 1e-6
 
 
+def test_preconditioned_crank_nicolson_asks_for_no_gradient():
+    """A simulator has none; and at 0 the root's is NaN."""
+
+    def simulated(z):
+        with torch.no_grad():
+            return banana(z)
+
+    z0, options = banana_draws(3, seed=1)[None], {"draws": 5, "warmup": 2}
+    assert torch.equal(sample.pcn(simulated, z0, **options).samples, sample.pcn(banana, z0, **options).samples)
+    assert sample.pcn(lambda z: z.square().sum(1).sqrt(), 0 * z0, **options).samples.isfinite().all()
+    with pytest.raises(ValueError, match="z0: got 3 of 3 chains whose energy is not finite"):
+        sample.pcn(lambda z: z.sum(1) / 0, z0, **options)
+    with pytest.raises(ValueError, match="energy: got values without a gradient"):
+        sample.mala(simulated, z0, **options)
+
+
 def test_one_leapfrog_is_mala():
     """The acceptance of Roberts & Tweedie's proposal density, written out."""
     z, h = banana_draws(50, seed=4), 0.5
