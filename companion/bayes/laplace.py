@@ -63,6 +63,7 @@ class Laplace:
         return Mirrored(self.model())
 
 
+@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def laplace(problem: FieldProblem, rank: int = 40, starts: int = 3, seed: int = 0) -> Laplace:
     """The Laplace approximation at the highest mode that searches from draws of the prior find.
 
@@ -88,6 +89,7 @@ def laplace(problem: FieldProblem, rank: int = 40, starts: int = 3, seed: int = 
     return Laplace(field, mode, curvatures.flip(0), (vectors.T @ basis).flip(0))
 
 
+@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def aim(
     problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: int = 2, moves: int = 0, seed: int = 0
 ) -> None:

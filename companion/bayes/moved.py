@@ -12,6 +12,7 @@ from companion.priors.msign import Mirrored, MsIGN
 _LEAPFROGS, _STEP = 4, 0.4  # a path of about 1.6 in latents whose posterior is nearly N(0, I)
 
 
+@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def moved(
     problem: FieldProblem,
     model: Mirrored | MsIGN,

@@ -273,6 +273,7 @@ def barrier(problem: FieldProblem, starts: int = 3, seed: int = 0) -> Barrier:
     return Barrier(top - least, mode, saddle)
 
 
+@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def maximise(problem: FieldProblem, starts: Tensor, symmetric: bool = False) -> tuple[Tensor, float]:
     """The field [side²] of largest log-density found by L-BFGS from latents `starts` [n, side²], and that log-density.
 

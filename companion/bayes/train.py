@@ -81,6 +81,7 @@ class Stage:
     simulations: int = 0
 
 
+@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def train_msign(
     problem: FieldProblem,
     model: MsIGN | Mirrored,

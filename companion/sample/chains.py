@@ -133,6 +133,7 @@ class Chains:
         return x if std is None else tweedie(prior, x, std)
 
 
+@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def tweedie(flow: Generator, x: Tensor, std: float) -> Tensor:
     """E[clean | x] = x + std² ∇ log p(x), [batch, *shape] (Robbins 1956; Efron 2011, eq. 1.5).
 
@@ -140,7 +141,6 @@ def tweedie(flow: Generator, x: Tensor, std: float) -> Tensor:
     noise, not a step size.
     """
     std = _support.positive("std", std)
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        (score,) = torch.autograd.grad(flow.log_prob(x).sum(), x)  # type: ignore[attr-defined]
+    x = x.detach().clone().requires_grad_()
+    (score,) = torch.autograd.grad(flow.log_prob(x).sum(), x)  # type: ignore[attr-defined]
     return (x + std**2 * score).detach()

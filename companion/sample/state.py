@@ -52,7 +52,7 @@ def chains_of(energy: Objective | Callable[[Tensor], Tensor], z0: Tensor) -> Ten
         raise ValueError(
             f"z0: got shape {tuple(z0.shape)}; allowed: [{images}, chains, {inside}] or one without chains"
         )
-    return z0.detach()
+    return z0.detach().clone()  # in inference mode z0 is a tensor that takes no gradient, its clone outside is not
 
 
 class Rows:

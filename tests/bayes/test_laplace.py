@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from companion.bayes import Elliptic, Settings, Synthetic, jeffreys, laplace, train_msign
+from companion.bayes import Elliptic, Settings, Synthetic, barrier, jeffreys, laplace, train_msign
 from companion.bayes.laplace import aim
 from companion.priors.msign import Mirrored, MsIGN
 
@@ -110,3 +110,16 @@ def test_a_model_without_an_affine_layer_cannot_be_aimed() -> None:
     problem = Synthetic(4)
     with pytest.raises(ValueError, match=r"model: got none of rank 1 or more; allowed: "):
         aim(problem, MsIGN(problem.field, steps=1), 100)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_whatever_mode_the_caller_is_in(mode) -> None:
+    problem = Synthetic(4)
+    model = Mirrored(MsIGN(problem.field, steps=1, width=2, rank=2))
+    how = Settings(iterations=1, batch=5, pool=40, least_ess=5, moves=1)
+    with mode():
+        inside = laplace(problem, starts=1)
+        assert barrier(problem, starts=1).height > 0
+        assert len(train_msign(problem, model, how)) == 2
+    outside = laplace(problem, starts=1)
+    assert torch.equal(inside.mode, outside.mode) and torch.equal(inside.directions, outside.directions)

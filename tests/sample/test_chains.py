@@ -226,6 +226,19 @@ def test_tweedie_is_the_mean_of_the_clean_image_given_the_noisy_one():
     torch.testing.assert_close(found, x @ torch.linalg.solve(noisy, clean))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_whatever_mode_starts_come_from(mode):
+    case, flow = LinearGaussian.of(), priors.Linear(torch.eye(3).double())
+    with mode():
+        z0, options = torch.ones(2, 2, 3).double(), {"draws": 3, "warmup": 1}
+        inside = sample.hmc(case.energy, z0, metric=sample.gauss_newton(case.energy, z0[:, 0]), **options).samples
+        assert sample.svgd(case.energy, z0, iterations=2).isfinite().all()
+        torch.testing.assert_close(sample.tweedie(flow, z0[0], 0.5), 0.75 * z0[0])
+    z0 = torch.ones(2, 2, 3).double()
+    outside = sample.hmc(case.energy, z0, metric=sample.gauss_newton(case.energy, z0[:, 0]), **options).samples
+    assert torch.equal(inside, outside)
+
+
 def test_wrong_arguments_are_named():
     case = LinearGaussian.of()
     for arguments, message in [
