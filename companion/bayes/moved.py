@@ -8,6 +8,7 @@ from torch import Tensor
 from companion import _support, sample
 from companion.bayes.problems import FieldProblem
 from companion.priors.msign import Mirrored, MsIGN
+from companion.sample.state import Rows
 
 _LEAPFROGS, _STEP = 4, 0.4  # a path of about 1.6 in latents whose posterior is nearly N(0, I)
 
@@ -21,12 +22,13 @@ def moved(
     seed: int = 0,
     stream: tuple[str | int, ...] = (),
 ) -> Tensor:
-    """Fields x [n, side²], each moved so many times by steps that leave the posterior as it is, [n, side²].
+    """Fields x [n, side²], each moved so many times by steps that leave the posterior as it is, [n or fewer, side²].
 
     The steps are Hamiltonian ones in the latents z of x = T(z): where the model fits, the posterior is N(0, I) there,
     so the model is the metric (neural transport, Hoffman et al. 2019). Under a :class:`Mirrored` model each field is
     taken on the side of f first. Importance weights, which the paper has alone, pick the best of what a proposal
-    offers; moved samples go where it offers nothing. A move costs 4 gradients of the posterior for each field.
+    offers; moved samples go where it offers nothing. A move costs 4 gradients of the posterior for each field. Fields
+    at which the posterior or its gradient is not finite, as where a simulation fails, are left out.
     """
     half = model.half_model if isinstance(model, Mirrored) else model
     with torch.no_grad():
@@ -40,6 +42,12 @@ def moved(
         return -(problem.log_density(fields) + log_det)
 
     steps: dict[str, Any] = {"leapfrogs": _LEAPFROGS, "step": _STEP, "warmup": _support.count("moves", moves) - 1}
-    chains = sample.hmc(energy, z[None], draws=1, seed=seed, stream=stream, **steps)
+    try:
+        chains = sample.hmc(energy, z[None], draws=1, seed=seed, stream=stream, **steps)
+    except ValueError:
+        fine = Rows(energy, z[None]).at(z).finite  # only now, as it costs a gradient for each field
+        if fine.all() or not fine.any():
+            raise
+        return moved(problem, model, x[fine], moves, seed, stream)
     with torch.no_grad():
         return half.decode(chains.last[0])

@@ -209,6 +209,24 @@ def test_moved_samples_follow_the_posterior_from_right_and_from_wrong_places() -
         torch.testing.assert_close(*spreads, rtol=4 * (4 / 800) ** 0.5, atol=0)
 
 
+class Failing(Synthetic):
+    """A simulation that fails for bright fields."""
+
+    def log_likelihood(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.mean(1) > 0.2, torch.nan, super().log_likelihood(x))
+
+
+def test_fields_whose_simulation_fails_are_not_moved() -> None:
+    problem = Failing(4, "isometric")
+    model, x = MsIGN(problem.field, 1, steps=1, width=4), problem.field.sample(40)
+    fine = x.mean(1) <= 0.2
+    assert 0 < int(fine.sum()) < 40
+    assert torch.equal(moved(problem, model, x, 2), moved(problem, model, x[fine], 2))
+    assert moved(problem, model, x, 2).mean(1).max() <= 0.2
+    with pytest.raises(ValueError, match="z0: got 2 of 2 chains whose energy is not finite"):
+        moved(problem, model, x[~fine][:2], 2)
+
+
 @pytest.mark.slow
 def test_the_coarsest_posterior_is_learned_with_both_modes() -> None:
     problem = Synthetic(8)
