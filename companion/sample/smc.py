@@ -112,14 +112,16 @@ def smc(
         metric = Metric(at.mean(1), torch.diag_embed(widths))
         rows = Rows(_Tempered(energy.select(going), beta[going]), at, metric)
         state = rows.at(rows.coordinates(at))
+        accept_rate[going] = 0.0
         for _ in range(moves):
             normal = torch.cat([_support.normal((particles, n), sources[k], like) for k in going])
             options: dict[str, Any] = {"dtype": like.dtype, "device": "cpu"}
             uniform = torch.cat([torch.rand(particles, 2, generator=sources[k], **options) for k in going])
             state, info = kernel(rows, state, rows.per_row(step[going]), Random(normal, uniform.to(like.device)))
-            accept_rate[going] = rows.per_image(info.acceptance)
+            accepted = rows.per_image(info.acceptance)
+            accept_rate[going] += accepted / moves
             failed[going.cpu()] += info.failed.view(len(going), particles).sum(1).cpu()
-            step[going] *= (accept_rate[going] - (kernel.target or 0)).exp()
+            step[going] *= (accepted - (kernel.target or 0)).exp()
         z[going] = rows.variable(state.z).view_as(at)
         misfit[going] = _misfits(energy.select(going), z[going])
         evaluations[going.cpu()] += particles * (2 + moves * kernel.leapfrogs)
