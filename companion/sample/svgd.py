@@ -8,7 +8,7 @@ from torch import Tensor
 from companion import _support
 from companion.energy import Objective
 from companion.sample.metric import Metric
-from companion.sample.state import Rows, chains_of
+from companion.sample.state import Rows, State, chains_of
 
 Target = Objective | Callable[[Tensor], Tensor]
 
@@ -27,7 +27,8 @@ def svgd(
     """
     z0 = chains_of(energy, z0)
     rows = Rows(energy, z0, metric)
-    found = _descend(rows, rows.coordinates(z0), None, _support.count("iterations", iterations), step)
+    iterations, start = _support.count("iterations", iterations), rows.at(rows.coordinates(z0))
+    found = _descend(rows, start, None, iterations, step)
     return rows.variable(found).view_as(z0)
 
 
@@ -52,19 +53,21 @@ def projected_svgd(
     rows, rounds = Rows(energy, z0), _support.count("rounds", rounds)
     tolerance, iterations = _support.positive("tolerance", tolerance), _support.count("iterations", iterations)
     z, most = rows.coordinates(z0), z0[0, 0].numel() if dimensions is None else _support.count("dimensions", dimensions)
-    for _ in range(rounds):
-        misfit = (rows.at(z).gradient - z).nan_to_num(0.0, 0.0, 0.0).view(rows.images, rows.chains, -1)
+    parts = [iterations * (k + 1) // rounds - iterations * k // rounds for k in range(rounds)]
+    for part in filter(None, parts):  # fewer iterations than rounds make fewer rounds
+        state = rows.at(z)
+        misfit = (state.gradient - z).nan_to_num(0.0, 0.0, 0.0).view(rows.images, rows.chains, -1)
         _, values, vectors = torch.linalg.svd(misfit / rows.chains**0.5, full_matrices=False)
         basis = vectors[:, :most].mT * (values.square() >= tolerance)[:, None, :most]  # [images, n, dimensions]
-        z = _descend(rows, z, basis, max(1, iterations // rounds), step)
+        z = _descend(rows, state, basis, part, step)
     return rows.variable(z).view_as(z0)
 
 
-def _descend(rows: Rows, u: Tensor, basis: Tensor | None, iterations: int, step: float) -> Tensor:
+def _descend(rows: Rows, state: State, basis: Tensor | None, iterations: int, step: float) -> Tensor:
     """Coordinates after so many iterations, in the span of `basis`, [images, n, dimensions], where there is one."""
-    step, mean_square = _support.positive("step", step), None
-    for _ in range(iterations):
-        state = rows.at(u)
+    step, mean_square, u = _support.positive("step", step), None, state.z
+    for iteration in range(iterations):
+        state = rows.at(u) if iteration else state
         fine = state.finite
         place = state.z.view(rows.images, rows.chains, -1)
         score = -state.gradient.view_as(place)
