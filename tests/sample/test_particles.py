@@ -10,6 +10,7 @@ from scipy import integrate
 from companion import measure, priors, sample
 from companion.energy import Energy, LatentNorm, NoiseMisfit
 from companion.measure.base import Operator
+from companion.sample.kernels import Hamiltonian
 from companion.sample.svgd import direction
 
 
@@ -22,6 +23,20 @@ def test_smc_finds_evidence_mean_and_covariance():
     for k in range(4):
         torch.testing.assert_close(torch.cov(found.samples[:, k].T), case.covariance, atol=0.03, rtol=0.1)
     assert all(path == sorted(path) and path[0] == 0 and path[-1] == 1 for path in found.temperatures)
+
+
+def test_the_acceptance_of_smc_is_the_mean_over_the_moves_at_the_last_temperature(monkeypatch):
+    rates, step = [], Hamiltonian.__call__
+
+    def noted(*arguments):
+        state, info = step(*arguments)
+        rates.append(float(info.acceptance.mean()))
+        return state, info
+
+    monkeypatch.setattr(Hamiltonian, "__call__", noted)
+    found = sample.smc(LinearGaussian.of(images=1).energy, particles=20, moves=4)
+    assert float(found.accept_rate) == pytest.approx(sum(rates[-4:]) / 4)
+    assert len(set(rates[-4:])) == 4
 
 
 class Absolute(Operator):
@@ -106,6 +121,18 @@ def test_projected_svgd_moves_the_informed_direction_alone():
     mean, std = case.mean[0] @ along, (along @ case.covariance @ along).sqrt()
     assert abs(float(((found @ along).mean() - mean) / std)) < 0.25
     assert abs(float((found @ along).std() / std) - 1) < 0.25
+
+
+@pytest.mark.parametrize("iterations", [3, 9, 20])
+def test_projected_svgd_makes_as_many_evaluations_as_iterations(iterations):
+    count = [0]
+
+    def counted(z):
+        count[0] += 1
+        return 0.5 * (z - 1).square().sum(1)
+
+    sample.projected_svgd(counted, normal(1, 8, 4), iterations=iterations, tolerance=1e-9)
+    assert count == [iterations]
 
 
 def test_a_particle_without_energy_stays_and_repels_nobody():
