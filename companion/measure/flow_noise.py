@@ -1,6 +1,7 @@
 """Noise whose density a flow has learned: drawings in places of an image (Whang et al. 2020, sec. 5.4.1)."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -36,7 +37,8 @@ class FlowNoise(AdditiveNoise):
     Parameters
     ----------
     flow
-        On drawings, [1, h, w], frozen; it computes in its own dtype.
+        On drawings, [1, h, w], frozen; it computes in its own dtype. Outside the pixels that it can represent, its
+        `domain`, the density is 0.
     shape
         (C, H, W) of the measurements.
     placements
@@ -58,7 +60,11 @@ class FlowNoise(AdditiveNoise):
         self.tau, self.scale = _support.positive("tau", tau), _support.positive("scale", scale)
         if len(flow.shape) != 3 or flow.shape[0] != 1:
             raise ValueError(f"flow: got one on {tuple(flow.shape)}; allowed: drawings, (1, rows, columns)")
-        self.placements = [[self._checked(*place) for place in placement] for placement in placements]
+        try:
+            self.placements = [[self._checked(*place) for place in placement] for placement in placements]
+        except TypeError:
+            allowed = "sequences of (channel, top, left), whole numbers"
+            raise ValueError(f"placements: got {placements!r}; allowed: {allowed}") from None
         if not self.placements:
             raise ValueError("placements: got none; allowed: at least one, [[]] for no drawing")
         for placement in self.placements:
@@ -70,7 +76,7 @@ class FlowNoise(AdditiveNoise):
 
     def _checked(self, channel: int, top: int, left: int) -> Place:
         ends = (self.shape[0] - 1, *(mine - its for mine, its in zip(self.shape[1:], self.flow.shape[1:], strict=True)))
-        given = (channel, top, left)
+        given = operator.index(channel), operator.index(top), operator.index(left)
         if any(not 0 <= value <= end for value, end in zip(given, ends, strict=True)):
             raise ValueError(f"placements: got {given}; allowed: channel, top and left from 0 to {ends}")
         return given
@@ -103,7 +109,13 @@ class FlowNoise(AdditiveNoise):
 
     def _gain(self, window: Tensor) -> Tensor:
         """How much more likely each window, [batch, h, w], is as a drawing than as none, in nats; [batch]."""
-        drawing = self.flow.log_prob((window[:, None] / self.scale).to(self.flow.like)).to(window)
+        x = (window[:, None] / self.scale).to(self.flow.like)
+        low, high = getattr(self.flow, "domain", None) or (-math.inf, math.inf)
+        edge = 4 * torch.finfo(x.dtype).eps * (high - low) if high < math.inf else 0.0
+        outside = ((x <= low + edge) | (x >= high - edge)).flatten(1).any(1)  # the flow refuses a batch for these too
+        if outside.any():
+            x = torch.where(outside.view(-1, 1, 1, 1), (low + high) / 2, x)
+        drawing = self.flow.log_prob(x).to(window).masked_fill(outside, -math.inf)
         return drawing - window[0].numel() * math.log(self.scale) - self._empty(window)
 
     def _empty(self, values: Tensor) -> Tensor:

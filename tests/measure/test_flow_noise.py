@@ -69,6 +69,20 @@ def test_an_overflowing_image_is_no_error_of_its_neighbours():
     assert value[1] == -torch.inf
 
 
+def test_a_window_beyond_the_flows_pixels_is_no_drawing_and_no_error():
+    flow = tiny(pixels="logit")
+    noise = measure.FlowNoise(flow, (1, 4, 8), [[(0, 0, 0)], [(0, 0, 4)]], tau=0.3)
+    alone = measure.FlowNoise(flow, (1, 4, 8), [[(0, 0, 4)]], tau=0.3)
+    residual = torch.full((3, 1, 4, 8), 0.5, dtype=torch.float64)
+    sound = noise.residual_log_prob(residual[:1])
+    residual[1, 0, 0, 0], residual[2] = -0.4, -0.4  # in the first placement's window; in both
+    value = noise.residual_log_prob(residual.requires_grad_())
+    torch.testing.assert_close(value[0], sound[0])
+    torch.testing.assert_close(value[1], alone.residual_log_prob(residual[1:2])[0] - np.log(2))
+    assert value[2] == -torch.inf
+    assert torch.autograd.grad(value[:2].sum(), residual)[0][:2].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -77,6 +91,9 @@ def test_an_overflowing_image_is_no_error_of_its_neighbours():
         (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[(0, 5, 0)]]), r"placements: got \(0, 5, 0\)"),
         (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[(1, 0, 0)]]), r"placements: got \(1, 0, 0\)"),
         (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[(0, 0, 0), (0, 3, 3)]]), "placements: got overlapping"),
+        (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [(0, 0, 0)]), r"placements: got \[\(0, 0, 0\)\]; allowed"),
+        (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[(0, 0)]]), "placements: got"),
+        (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[(0, 0.5, 0)]]), "placements: got"),
         (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[]], tau=0), "tau: got 0"),
         (lambda: measure.FlowNoise(tiny(), (1, 8, 8), [[]]).residual_log_prob(torch.ones(1, 2, 8, 8)), "residual: got"),
         (
