@@ -44,6 +44,8 @@ class Scaling(LinearOperator):
     def __init__(self, shape: Sequence[int], factor: float | Tensor, domain: str = "image") -> None:
         super().__init__(shape, shape, domain)
         given = factor if isinstance(factor, Tensor) else torch.tensor(_support.number("factor", factor), device="cpu")
+        if given.is_complex():  # whose cast would drop the imaginary part
+            raise ValueError(f"factor: got {given.dtype} tensor; allowed: real numbers")
         try:
             self.factor = _plain(lambda: _support.finite("factor", given.double()).detach().expand(self.shape).clone())
         except RuntimeError:
@@ -117,7 +119,10 @@ class Gaussian(LinearOperator):
         return {**self.__dict__, "_copies": {}}
 
     def matrix(self, like: Tensor) -> Tensor:
-        """The matrix A, [m, n], in the dtype and on the device of `like`."""
+        """A copy of the matrix A, [m, n], in the dtype and on the device of `like`."""
+        return self._matrix(like).clone()
+
+    def _matrix(self, like: Tensor) -> Tensor:
         key = (like.dtype, like.device)
         if key not in self._copies:
             self._copies[key] = _plain(lambda: self._draw(*key))
@@ -131,10 +136,10 @@ class Gaussian(LinearOperator):
         return matrix.to(device)
 
     def apply(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.matrix(x).T
+        return x.flatten(1) @ self._matrix(x).T
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        return (y @ self.matrix(y)).unflatten(1, self.shape)
+        return (y @ self._matrix(y)).unflatten(1, self.shape)
 
 
 class PerImage(LinearOperator):

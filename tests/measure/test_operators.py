@@ -90,6 +90,13 @@ def test_gaussian_is_the_same_matrix_in_both_dtypes_and_rows_are_shared():
     torch.testing.assert_close(fewer * math.sqrt(4), operator.matrix(x)[:4] * math.sqrt(11), rtol=1e-14, atol=0)
 
 
+def test_the_matrix_handed_out_is_not_the_operators_own():
+    operator, x = measure.Gaussian((4,), 3, domain="real"), torch.ones(1, 4)
+    before = operator(x)
+    operator.matrix(x).mul_(0)
+    assert torch.equal(operator(x), before)
+
+
 def test_mask_measures_the_marked_values_only():
     mask = torch.tensor([[[True, False], [False, True]], [[False, False], [True, True]]])
     operator = measure.Mask(mask)
@@ -350,6 +357,7 @@ def test_apply_lets_nan_through_where_a_call_refuses_it():
         ),
         (lambda: measure.SaturatingCamera((1, 2, 2), -1), "exposure: got -1"),
         (lambda: measure.Scaling((1, 2, 2), torch.inf), "factor: got inf"),
+        (lambda: measure.Scaling((2,), torch.tensor([1j, 2 + 1j])), "factor: got torch.complex64 tensor"),
         (lambda: measure.Scaling((1, 2, 2), torch.ones(3)), r"factor: got shape \(3,\); allowed: broadcasts to"),
         (lambda: measure.Identity((1, 2, 2))(torch.rand(1, 2, 2)), "x: got shape"),
         (lambda: measure.Identity((1, 2, 2))(torch.rand(0, 1, 2, 2)), "x: got shape"),
