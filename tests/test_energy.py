@@ -205,6 +205,16 @@ def test_value_and_gradient_of_an_image_are_the_same_in_every_batch(penalty, spa
         torch.testing.assert_close(own_gradient, gradient[index], rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
 
 
+def test_what_is_written_into_the_callers_data_later_changes_no_energy(flow):
+    y, gamma = torch.rand(2, *flow.shape, dtype=flow.like.dtype), torch.ones(2)
+    energy = Energy(flow, SquaredMisfit(measure.Identity(flow.shape), y), LatentNorm(gamma))
+    z = torch.ones(2, flow.latent_dim, dtype=flow.like.dtype)
+    before = energy(z)
+    y.add_(1)
+    gamma.mul_(2)
+    assert torch.equal(energy(z), before)
+
+
 def test_nan_stays_with_its_image(flow):
     operator, y, z = problem_of(flow)
     for penalty in (None, LatentNorm(1.0), FlowLikelihood(1.0)):

@@ -29,7 +29,7 @@ class Misfit(ABC):
 
     def __init__(self, operator: Operator, y: Tensor) -> None:
         self.operator = operator
-        self.y = operator.check_measurements(y).detach()
+        self.y = operator.check_measurements(y).detach().clone()  # the caller may go on to write into his own
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class _Weighted(Penalty):
     def __init__(self, name: str, weight: float | Tensor) -> None:
         if isinstance(weight, Tensor) and weight.dim() == 1:
             _support.positive(name, float(_support.finite(name, weight).min()), zero=True)
-            self.weight: float | Tensor = weight
+            self.weight: float | Tensor = weight.clone()
         else:
             self.weight = _support.positive(name, weight, zero=True)  # type: ignore[arg-type]
 
