@@ -1,9 +1,10 @@
 """Multi-stage training of MsIGN, from the coarsest scale to the finest (Zhang et al. 2021, Algorithm 1)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,16 @@ class Settings:
     clip: float = 20.0
     objective: str = "jeffreys"
     gradient: str = "path"
+
+    def __post_init__(self) -> None:
+        checks: dict[str, Callable[..., Any]] = dict.fromkeys(("rounds", "batch", "pool"), _support.count)
+        checks |= dict.fromkeys(("iterations", "moves"), partial(_support.count, least=0))
+        checks |= dict.fromkeys(("least_ess", "rate", "clip"), _support.positive)
+        checks["last_rate"] = partial(_support.positive, zero=True)
+        checks["objective"] = partial(_support.one_of, allowed=("jeffreys", "kl", "stein"))
+        checks["gradient"] = partial(_support.one_of, allowed=("path", "score"))
+        for name, check in checks.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
 
 
 @dataclass
@@ -112,13 +123,12 @@ def train_msign(
         Of all draws; each stage and purpose has its own stream.
     """
     settings = settings or Settings()
-    _support.one_of("objective", settings.objective, ("jeffreys", "kl", "stein"))
     if settings.objective == "stein" and not isinstance(model, MsIGN):
         raise ValueError(f"model: got {type(model).__name__} for 'stein'; allowed: MsIGN, whose samples are particles")
     problems = problem.scales(model.scales)
     return [
-        _train_stage(problems[scale - 1], model.at(scale), settings, first_samples, seed)
-        for scale in (range(1, model.scales + 1) if scales is None else scales)
+        _train_stage(problems[part.scales - 1], part, settings, first_samples, seed)
+        for part in map(model.at, range(1, model.scales + 1) if scales is None else scales)
     ]
 
 
@@ -138,7 +148,7 @@ def _train_stage(
     proposals = _support.generator(seed, "train", "proposal", model.scales)
     latents = _support.generator(seed, "train", "latents", model.scales)
     picks = _support.generator(seed, "train", "pool", model.scales)
-    length = -(-how.iterations // _support.count("rounds", how.rounds))
+    length = -(-how.iterations // how.rounds)
     pool: Weighted | None = None
     for iteration in range(how.iterations):
         if iteration % length == 0:

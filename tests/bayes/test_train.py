@@ -193,6 +193,30 @@ def test_each_round_of_a_stage_proposes_with_the_model_as_it_has_become(monkeypa
         train_msign(problem, model, Settings(rounds=0), [1])
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"iterations": -3},
+        {"iterations": 2.5},
+        {"batch": 0},
+        {"clip": -5.0},
+        {"rate": math.nan},
+        {"last_rate": -3},
+        {"objective": "mle"},
+        {"gradient": "foo"},
+    ],
+)
+def test_settings_are_checked_before_anything_is_paid_for(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}: got .*; allowed: "):
+        Settings(**wrong)
+
+
+def test_a_scale_that_the_model_has_not_is_refused() -> None:
+    problem = Synthetic(4)
+    with pytest.raises(ValueError, match="scale: got 9; allowed: 1 to 2"):
+        train_msign(problem, MsIGN(problem.field, steps=1, width=4), scales=[9])
+
+
 @pytest.mark.slow
 def test_moved_samples_follow_the_posterior_from_right_and_from_wrong_places() -> None:
     problem = Synthetic(4)
