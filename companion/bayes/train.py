@@ -126,10 +126,8 @@ def train_msign(
     if settings.objective == "stein" and not isinstance(model, MsIGN):
         raise ValueError(f"model: got {type(model).__name__} for 'stein'; allowed: MsIGN, whose samples are particles")
     problems = problem.scales(model.scales)
-    return [
-        _train_stage(problems[part.scales - 1], part, settings, first_samples, seed)
-        for part in map(model.at, range(1, model.scales + 1) if scales is None else scales)
-    ]
+    parts = [(scale, model.at(scale)) for scale in (range(1, model.scales + 1) if scales is None else scales)]
+    return [_train_stage(problems[scale - 1], part, settings, first_samples, seed) for scale, part in parts]
 
 
 def amortised_svgd(problem: FieldProblem, model: MsIGN, settings: Settings | None = None, seed: int = 0) -> Stage:
