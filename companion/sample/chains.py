@@ -141,6 +141,8 @@ def tweedie(flow: Generator, x: Tensor, std: float) -> Tensor:
     noise, not a step size.
     """
     std = _support.positive("std", std)
+    if not hasattr(flow, "log_prob"):
+        raise ValueError(f"flow: got {type(flow).__name__}, which has no density; allowed: a flow")
     x = x.detach().clone().requires_grad_()
     (score,) = torch.autograd.grad(flow.log_prob(x).sum(), x)  # type: ignore[attr-defined]
     return (x + std**2 * score).detach()

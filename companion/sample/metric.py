@@ -71,6 +71,13 @@ class Metric:
         return Metric(self.centre[index], self.factor[index], self.evaluations)
 
 
+def of_prior(energy: object) -> Energy:
+    """The energy, if it is one of a prior and not a plain function, which says nothing of latents and misfits."""
+    if not isinstance(energy, Energy):
+        raise ValueError(f"energy: got {type(energy).__name__}; allowed: an energy.Energy")
+    return energy
+
+
 def gauss_newton(energy: Energy, z: Tensor) -> Metric:
     """The Gauss–Newton metric C = (I + Jᵀ Λ J)⁻¹ at latents z, [images, n], of a prior z ~ N(0, I).
 
@@ -80,9 +87,11 @@ def gauss_newton(energy: Energy, z: Tensor) -> Metric:
 
     Raises ValueError for an energy in image space, and for a misfit with another noise than independent normal noise.
     """
-    if energy.space != "z":
+    if of_prior(energy).space != "z":
         raise ValueError(f"energy: got one in space {energy.space!r}; allowed: 'z'")
     z = _support.finite("z", _support.batch_of("z", z, energy.variable_shape)).detach()
+    if len(z) != len(energy):
+        raise ValueError(f"z: got {len(z)} rows; allowed: {len(energy)}, one for each image of the energy")
     n = z.shape[1]
     precision = torch.eye(n, dtype=z.dtype, device=z.device).repeat(len(z), 1, 1)
     for weight, term in energy.terms:

@@ -13,7 +13,7 @@ from companion.energy import Energy, Objective
 from companion.sample.chains import Chains
 from companion.sample.kernels import CrankNicolson, Hamiltonian, Langevin
 from companion.sample.loop import run
-from companion.sample.metric import Metric
+from companion.sample.metric import Metric, of_prior
 
 Target = Objective | Callable[[Tensor], Tensor]
 
@@ -101,7 +101,7 @@ def annealed_langevin(
         last = level == levels - 1
         r = 1.0 if last else ratio ** (1 - level / (levels - 1))
         found = langevin(
-            energy.tempered(r**-2),
+            of_prior(energy).tempered(r**-2),
             z0,
             step=r * step,
             warmup=steps if last else steps - 1,

@@ -9,7 +9,7 @@ from torch import Tensor
 from companion import _support
 from companion.energy import Energy, Misfit, Objective, Point
 from companion.sample.kernels import Hamiltonian, Random
-from companion.sample.metric import Metric
+from companion.sample.metric import Metric, of_prior
 from companion.sample.state import Rows
 
 
@@ -93,7 +93,7 @@ def smc(
     particles, moves = _support.count("particles", particles, least=2), _support.count("moves", moves)
     kernel = Hamiltonian(_support.count("leapfrogs", leapfrogs))
     _support.number("ess", ess, "a number between 0 and 1", lambda v: 0 < v < 1)
-    images, n, like = len(energy), energy.prior.latent_dim, _like(energy)
+    images, n, like = len(of_prior(energy)), energy.prior.latent_dim, _like(energy)
     sources = [_support.generator(seed, "particles", k) for k in range(images)]
     z = torch.stack([_support.normal((particles, n), source, like) for source in sources])
     misfit = _misfits(energy, z)

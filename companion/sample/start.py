@@ -11,6 +11,7 @@ from companion.energy import Energy, Misfit
 from companion.measure.base import LinearOperator
 from companion.measure.linear import Mask
 from companion.recover.minimise import minimise
+from companion.sample.metric import of_prior
 
 HOW = ("random", "posterior", "adjoint", "map", "map-posterior", "best", "typical")
 
@@ -41,7 +42,7 @@ def initialise(
     Raises ValueError for a prior without ``encode`` where it is needed.
     """
     _support.one_of("how", how, HOW)
-    chains, n = _support.count("chains", chains), energy.prior.latent_dim
+    chains, n = _support.count("chains", chains), of_prior(energy).prior.latent_dim
     like = next(term for _, term in energy.terms if isinstance(term, Misfit)).y
 
     def draws(name: str, shape: tuple[int, ...]) -> Tensor:

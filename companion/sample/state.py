@@ -67,6 +67,8 @@ class Rows:
     ) -> None:
         self.images, self.chains, *self.shape = z0.shape
         self.metric = metric
+        if metric is not None and not isinstance(metric, Metric):
+            raise ValueError(f"metric: got {type(metric).__name__}; allowed: a sample.Metric")
         if metric is not None and metric.centre.shape != (self.images, z0[0, 0].numel()):
             given, allowed = tuple(metric.centre.shape), (self.images, z0[0, 0].numel())
             raise ValueError(f"metric: got one for latents of shape {given}; allowed: {allowed}, one for each image")

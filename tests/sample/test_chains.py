@@ -259,6 +259,25 @@ def test_wrong_arguments_are_named():
             sample.mala(case.energy, normal(2, 3), **options)
 
 
+def test_what_works_for_an_energy_of_a_prior_alone_says_so():
+    case, z = LinearGaussian.of(images=1), normal(1, 1, 3)
+
+    def plain(z):
+        return z.square().sum(1)
+
+    for call, message in [
+        (lambda: sample.smc(plain), "energy: got function"),
+        (lambda: sample.gauss_newton(plain, z[0]), "energy: got function"),
+        (lambda: sample.initialise(plain), "energy: got function"),
+        (lambda: sample.annealed_langevin(plain, z, step=0.1), "energy: got function"),
+        (lambda: sample.gauss_newton(case.energy, normal(2, 3)), "z: got 2 rows; allowed: 1"),
+        (lambda: sample.hmc(case.energy, z, metric=torch.eye(3)), "metric: got Tensor"),
+        (lambda: sample.tweedie(priors.GAN(), normal(1, 3), 0.1), "flow: got GAN, which has no density"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_chains_and_particles_sample_the_posterior_under_a_flow():
     """A flow of the plane with random weights, both coordinates measured: moments in x by quadrature of its density."""
     flow = priors.PointFlow(couplings=4, width=16, seed=3).double().eval()
