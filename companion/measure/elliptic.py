@@ -149,7 +149,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         rows, columns, u = ctx.saved_tensors
-        along_rows, along_columns = (change * step for change, step in zip(tangents, _differences(u), strict=False))
+        along_rows, along_columns = (change * step for change, step in zip(tangents[:2], _differences(u), strict=True))
         return _Solve.apply(rows, columns, tangents[2] + _divergence(along_rows, along_columns), ctx.system)
 
 
