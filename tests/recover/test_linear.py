@@ -55,7 +55,7 @@ def test_tikhonov_solves_the_normal_equations(weight, m):
 
 def test_measurements_orthogonal_to_the_range_give_zero():
     class Repeated(measure.Gaussian):
-        def matrix(self, like):
+        def _matrix(self, like):
             return torch.tensor([[1.0, 0.0], [1.0, 0.0]]).to(like)
 
     operator = Repeated((1, 1, 2), 2)
