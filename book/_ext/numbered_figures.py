@@ -17,6 +17,8 @@ from sphinx.transforms import SphinxTransform
 FIGURE = re.compile(
     r'\s*<figure class="(companion-[\w-]+)"([^>]*)>(.*)</figure>(.*)', re.DOTALL
 )
+WIDTH = re.compile(r'<img\b[^>]*? width="(\d+)"')
+WIDE = 520  # pixels
 CAPTION = re.compile(r"<figcaption[^>]*>(.*?)</figcaption>", re.DOTALL)
 
 
@@ -35,7 +37,12 @@ def numbered(source: str, default_name: str) -> nodes.figure | None:
         classes=[whole[1]]
     )
     figure["names"] = [nodes.fully_normalize_name(named[1] if named else default_name)]
-    content = nodes.raw("", CAPTION.sub("", whole[3]) + whole[4], format="html")
+    body = CAPTION.sub("", whole[3])
+    drawn = WIDTH.search(body)
+    if whole[1] == "companion-figure" and drawn and int(drawn[1]) > WIDE:
+        # On a phone it scrolls in this box: shrunk to the page, its labels could not be read (book.css).
+        body = f'<div class="companion-wide" style="--drawn:{drawn[1]}px">{body}</div>'
+    content = nodes.raw("", body + whole[4], format="html")
     text = nodes.caption("", html.unescape(re.sub(r"<[^>]+>", "", caption[1])))
     figure += [text, content] if isinstance(figure, table_figure) else [content, text]
     return figure

@@ -1,7 +1,7 @@
 // What is wider than the page says so: the edge beyond which it goes on fades, until it is scrolled there.
 document.addEventListener("DOMContentLoaded", () => {
   const wide = [
-    'mjx-container[display="true"]', ".pst-scrollable-table-container", ".cell_output table", "pre",
+    'mjx-container[display="true"]', ".pst-scrollable-table-container", ".cell_output table", ".companion-wide", "pre",
   ].map((each) => `.bd-article ${each}`).join(", ");
 
   function mark(box) {

@@ -173,6 +173,14 @@ def wide_things_say_so(seen: Visit) -> list[str]:
     return faults + [f"still fades at its end: {name}" for name, masked, size in end if masked and size != "0rem"]
 
 
+def figures_can_be_read(seen: Visit) -> list[str]:
+    """On a phone no figure is shown at less than six tenths of the size that it was drawn for."""
+    resize(seen.page, PHONE)
+    shrunk = """() => [...document.querySelectorAll('article figure.companion-figure img[width]')]
+        .map(e => [e.getBoundingClientRect().width / e.getAttribute('width'), e.alt.slice(0, 60)])"""
+    return [f"shown at {share:.0%}: {alt!r}" for share, alt in seen.page.evaluate(shrunk) if share < 0.6]
+
+
 def code_fits_the_desk(seen: Visit) -> list[str]:
     """At 1,280 pixels no code or printed text scrolls sideways."""
     resize(seen.page, DESK)
@@ -190,4 +198,5 @@ CHECKS: list[Callable[[Visit], list[str]]] = [
     code_fits_the_desk,
     fits_a_phone,
     wide_things_say_so,
+    figures_can_be_read,
 ]

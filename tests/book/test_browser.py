@@ -127,6 +127,7 @@ BROKEN = {
     "readable_in_both_modes": ("html[data-theme=dark] {color: rgb(40,40,40)}", "", ""),
     "fits_a_phone": ("", "", "<div style='width: 900px'>wide</div>"),
     "wide_things_say_so": ("", "", "<div style='overflow-x: auto'><div style='width: 900px'>wide</div></div>"),
+    "figures_can_be_read": ("", "", "<figure class='companion-figure'><img width='700' style='width: 300px'></figure>"),
     "code_fits_the_desk": ("", "", f"<pre style='overflow-x: auto'>{400 * '='}</pre>"),
 }
 
