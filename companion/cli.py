@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "submissions", nargs="+", type=_folder, metavar="SUBMISSION", help="a notebook, or a folder of them"
     )
     grade.add_argument("--assignment", required=True, metavar="NAME", help="an assignment; an unknown name lists them")
-    grade.add_argument("--out", type=_folder, default=Path("marks.csv"), help="the table (default: ./marks.csv)")
+    grade.add_argument("--out", type=_folder, help="the table (default: ./marks-NAME.csv)")
     return parser
 
 
@@ -239,10 +239,9 @@ def _assign(options: argparse.Namespace) -> None:
 def _grade(options: argparse.Namespace) -> None:
     from companion import grading
 
-    records = grading.grade(
-        options.submissions, options.assignment, options.out, workers=options.workers, progress=True
-    )
-    _print(f"{len(records)} graded; marks in {options.out}, a page a student in {options.out.with_suffix('')}")
+    out = options.out or Path(f"marks-{grading.load(options.assignment).name}.csv")
+    records = grading.grade(options.submissions, options.assignment, out, workers=options.workers, progress=True)
+    _print(f"{len(records)} graded; marks in {out}, a page a student in {out.with_suffix('')}")
 
 
 if __name__ == "__main__":

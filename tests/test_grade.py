@@ -330,7 +330,8 @@ def test_table_is_the_same_again_and_stopped_grading_goes_on(folder: Path, tmp_p
     first = out.read_bytes()
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["identifier"], row["square"], row["log_det"], row["why"], row["total"]) for row in rows] == [
+    assert [(row["identifier"], row["square"], row["log_det"], row["why"], row["automatic"]) for row in rows] == [
+        ("(maximum)", "2", "2", "3", "4"),
         ("a", "2", "2", "", "4"),
         ("b", "2", "2", "", "4"),
         ("c", "2", "2", "", "4"),
@@ -340,6 +341,62 @@ def test_table_is_the_same_again_and_stopped_grading_goes_on(folder: Path, tmp_p
         record.unlink()
     assert main(command[3:]) == 0
     assert out.read_bytes() == first
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="") as file:
+        return {row["identifier"]: row for row in csv.DictReader(file)}
+
+
+def untested(folder: Path, name: str, out: Path) -> None:
+    """Grade a submission that is no notebook, so that nothing is run."""
+    (out.parent / f"{name}.ipynb").write_text("no notebook")
+    grading.grade([out.parent / f"{name}.ipynb"], folder, out)
+
+
+@pytest.mark.parametrize(("between", "encoding"), [(",", "utf-8"), (";", "utf-8-sig")])
+def test_what_a_person_filled_in_stays(folder: Path, tmp_path: Path, between: str, encoding: str) -> None:
+    out = tmp_path / "marks.csv"
+    for name in ("early", "other"):
+        untested(folder, name, out)
+    rows = list(table(out).values())
+    for row in rows:
+        row |= {"square": "9", "why": "2.5", "by": f"B. of {row['identifier']}"}
+    with out.open("w", newline="", encoding=encoding) as file:  # as a spreadsheet may save it
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=between)
+        writer.writeheader()
+        writer.writerows(rows)
+    for name in ("early", "late"):
+        untested(folder, name, out)
+    made = table(out)
+    assert list(made) == ["(maximum)", "early", "late", "other"]
+    assert [row["square"] for row in made.values()] == ["2", "0", "0", "9"]  # what tests mark is marked anew
+    assert [row["why"] for row in made.values()] == ["3", "2.5", "", "2.5"]
+    assert [row["by"] for row in made.values()] == ["B. of (maximum)", "B. of early", "", "B. of other"]
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"identifier,encode\n", b"identifier,encode\na,1\n", b"\xff,\n"])
+def test_a_file_that_is_no_table_of_the_assignment_is_not_replaced(
+    folder: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "marks.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"out: got .*marks\.csv"):
+        untested(folder, "a", tmp_path / "marks.csv")
+    assert (tmp_path / "marks.csv").read_bytes() == content and not (tmp_path / "marks" / "a.json").exists()
+
+
+def test_each_assignment_has_a_table_of_its_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.ipynb").write_text("no notebook")
+    monkeypatch.chdir(tmp_path)
+    assert main(["grade", "a.ipynb", "--assignment", str(folder)]) == 0
+    assert [path.name for path in tmp_path.glob("*.csv")] == [f"marks-{folder.name}.csv"]
+
+
+@pytest.mark.parametrize("name", ["=1+2", "@a", "+3", "-x"])
+def test_no_name_is_a_formula(folder: Path, tmp_path: Path, name: str) -> None:
+    for _ in range(2):
+        untested(folder, name, tmp_path / "marks.csv")
+        assert list(table(tmp_path / "marks.csv")) == ["(maximum)", f"'{name}"]
 
 
 def test_page_shows_no_markup_of_a_student(marks: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import csv
 import html
+import io
 import json
 import os
 import re
@@ -35,6 +36,7 @@ _MESSAGES = 2**22  # bytes of messages that a run may send
 _SUBMISSION = 2**25  # bytes of a submission that are read
 _FILE = 2**26  # bytes of a file that a student's code may write
 _PROCESSES = 64
+_MAXIMUM = "(maximum)"  # the table's first row
 _NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
 
 
@@ -61,11 +63,12 @@ def grade(
     workers: int = 1,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Grade notebooks, or the notebooks in folders, and write ``marks.csv``.
+    """Grade notebooks, or the notebooks in folders, and write or complete a table of marks.
 
     A question's points are given when all its tests pass; one that a person marks stays empty. Beside `out`, a folder
     of the same name holds for each student the record (``.json``) and a page (``.html``). A record that matches the
-    submission and the assignment is not made again, so a grading that was stopped goes on.
+    submission and the assignment is not made again, so a grading that was stopped goes on. A table that is there keeps
+    what a person filled in for questions of theirs, columns of their own, and the rows of students not graded now.
 
     Parameters
     ----------
@@ -74,7 +77,8 @@ def grade(
     assignment
         Name of an assignment of this checkout, or a folder with a master.
     out
-        The table: identifier, a column a question, total (of the automatic questions), remarks.
+        The table: identifier, a column a question, automatic (the sum of the questions that tests mark), remarks;
+        its first row has the most that each can be.
     workers
         Submissions graded side by side.
     progress
@@ -88,7 +92,8 @@ def grade(
     Raises
     ------
     ValueError
-        For a submission that is not there, two with one identifier, or an assignment that is none.
+        For a submission that is not there, two with one identifier, an assignment that is none, or a file `out`
+        that is not a table of this assignment.
     """
     task, out = load(assignment), Path(out)
     _support.count("workers", workers)
@@ -97,6 +102,7 @@ def grade(
     if pages == out:
         raise ValueError(f"out: got {out}; allowed: a file such as marks.csv")
     _support.writable("out", pages)
+    _rows(out, task)  # before hours of grading: a table that is there can be completed
     records: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(workers) as pool:
         jobs = {pool.submit(_record, path, task, pages): name for name, path in paths.items()}
@@ -159,7 +165,7 @@ def _record(path: Path, task: Assignment, pages: Path) -> dict[str, Any]:
     else:
         marks, remarks, output = _examine(cells, task)
     total = sum(value for value in marks.values() if value is not None)
-    record = {"identifier": path.stem, "digest": digest, "marks": marks, "total": total}
+    record = {"identifier": path.stem, "digest": digest, "marks": marks, "automatic": total}
     record |= {"remarks": [_plain(remark) for remark in remarks], "output": output}
     with _support.atomic(pages / f"{path.stem}.html") as part:
         part.write_text(_page(record, task), encoding="utf-8")
@@ -351,13 +357,42 @@ def _plain(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff\s]+", " ", text).strip()[:300]
 
 
+def _rows(out: Path, task: Assignment) -> dict[str, dict[str, str]]:
+    """Rows, by identifier, of the table that is there; ValueError where it is not one of this assignment.
+
+    A spreadsheet may have saved it with a byte order mark, and other marks between the columns.
+    """
+    if not out.exists():
+        return {}
+    try:
+        text = out.read_text(encoding="utf-8-sig")
+        between = re.match(r'"?identifier"?([,;\t])', text)
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=between[1])) if between else []
+    except (OSError, UnicodeDecodeError, csv.Error):
+        rows = []
+    if not rows or not {question.name for question in task.questions} <= set(rows[0]):
+        raise ValueError(f"out: got {out}, which is there; allowed: a new file, or a table in UTF-8 of {task.name}")
+    return {row["identifier"]: {key: value or "" for key, value in row.items() if key is not None} for row in rows}
+
+
 def _table(records: list[dict[str, Any]], task: Assignment, out: Path) -> None:
+    """Write the table: what is graded now, into what a person has made of the table since."""
+    rows, manual = _rows(out, task), {question.name for question in task.questions if question.manual}
+    most = {question.name: question.points for question in task.questions}
+    automatic = sum(points for name, points in most.items() if name not in manual)
+    first: dict[str, Any] = {"identifier": _MAXIMUM, "marks": most, "automatic": automatic, "remarks": []}
+    columns = ["identifier", *most, "automatic", "remarks"]
+    for record in [first, *records]:
+        name = re.sub(r"^[=+@\t\r-]", r"'\g<0>", record["identifier"])  # a spreadsheet would compute it
+        row = {"identifier": name, "automatic": f"{record['automatic']:g}", "remarks": "; ".join(record["remarks"])}
+        row |= {question: "" if mark is None else f"{mark:g}" for question, mark in record["marks"].items()}
+        kept = rows.get(name, {}).items()
+        rows[name] = row | {key: text for key, text in kept if key not in row or (key in manual and not row[key])}
+    more = dict.fromkeys(key for row in rows.values() for key in row if key not in columns)
     with _support.atomic(out) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["identifier", *(question.name for question in task.questions), "total", "remarks"])
-        for record in records:
-            marks = ["" if mark is None else f"{mark:g}" for mark in record["marks"].values()]
-            writer.writerow([record["identifier"], *marks, f"{record['total']:g}", "; ".join(record["remarks"])])
+        writer = csv.DictWriter(file, [*columns, *more], restval="")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows, key=lambda name: (name != _MAXIMUM, name)))
 
 
 def _page(record: dict[str, Any], task: Assignment) -> str:
@@ -372,6 +407,6 @@ def _page(record: dict[str, Any], task: Assignment) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
         f"<table><tr><th>Question</th><th>Points</th><th>of</th></tr>{rows}</table>"
-        f"<p>Total of the automatic questions: {record['total']:g}</p><ul>{remarks}</ul>"
+        f"<p>Total of the automatic questions: {record['automatic']:g}</p><ul>{remarks}</ul>"
         f"<h2>Output</h2><pre>{html.escape(record['output'])}</pre></html>\n"
     )
