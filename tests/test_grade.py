@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +201,24 @@ def test_patched_checks_earn_nothing(marks: Any) -> None:
     given, remarks = marks([code(text) for text in (*wrong, *CHEATS)])
     assert given == [0, 0] and "code cell" not in remarks
     assert marks([code(text) for text in (*SOLVED.values(), *CHEATS)])[0] == [2, 2]
+
+
+def test_a_submission_finds_no_masters(marks: Any, tmp_path: Path) -> None:
+    look = "from importlib.util import find_spec\nfrom pathlib import Path\nimport os\n"
+    look += "place = Path(find_spec('companion').origin).parents[1]\n"
+    look += "assert os.listdir(place) == ['companion'] and os.listdir() == [], place"
+    given, remarks = marks(solved(look, "import importlib; # companion.grading"))
+    assert given == [2, 2]
+    assert remarks == "code cell 3 names the grader or a master: read it"
+    (tmp_path / "companion").symlink_to(Path(grading.__file__).parents[1])  # as a submission finds it
+    spec = spec_from_file_location("linked", tmp_path / "companion" / "grading" / "master.py")
+    linked = module_from_spec(spec)
+    sys.modules["linked"] = linked  # dataclasses look there
+    try:
+        spec.loader.exec_module(linked)
+    finally:
+        del sys.modules["linked"]
+    assert linked.names() == [] != grading.names()
 
 
 SWITCHES = [

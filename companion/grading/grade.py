@@ -29,13 +29,14 @@ from companion import _support
 from companion.grading.master import Assignment, Question, load, source
 
 _RUNNER = Path(__file__).with_name("runner.py")
-_PACKAGE = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
 _ATTEMPTS = 4  # a run for each cell or test that ends or hangs its process, then no more
 _OUTPUT = 20_000  # bytes of a student's output that are kept
 _MESSAGES = 2**22  # bytes of messages that a run may send
 _SUBMISSION = 2**25  # bytes of a submission that are read
 _FILE = 2**26  # bytes of a file that a student's code may write
 _PROCESSES = 64
+_MASTERS = re.compile(r"\bgrading\b|\bmaster\.ipynb\b")  # what leads to the solutions
 _MAXIMUM = "(maximum)"  # the table's first row
 _NAMESPACE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
 
@@ -159,11 +160,15 @@ def _record(path: Path, task: Assignment, pages: Path) -> dict[str, Any]:
     cells: list[tuple[int, str]] = []
     if not failed:
         cells, failed = _cells(content)
+    looks = [
+        f"code cell {number} names the grader or a master: read it" for number, text in cells if _MASTERS.search(text)
+    ]
     if failed:
         marks = {question.name: None if question.manual else 0.0 for question in task.questions}
         remarks, output = [f"the submission {failed}"], ""
     else:
         marks, remarks, output = _examine(cells, task)
+        remarks += looks
     total = sum(value for value in marks.values() if value is not None)
     record = {"identifier": path.stem, "digest": digest, "marks": marks, "automatic": total}
     record |= {"remarks": [_plain(remark) for remark in remarks], "output": output}
@@ -245,14 +250,18 @@ def _attempt(cells: list[tuple[int, str]], tests: dict[str, str], task: Assignme
     run = _Run()
     here, there = socket.socketpair()
     with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as folder, here:
+        home, path = Path(folder, "home"), Path(folder, "path")
+        for made in (home, path):
+            made.mkdir()
+        (path / _PACKAGE.name).symlink_to(_PACKAGE)  # beside it lie no masters, as in the clone
         with there:
             process = subprocess.Popen(
                 [*isolation(), sys.executable, "-P", "-B", str(_RUNNER), str(there.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                cwd=folder,
-                env=_environment(folder),
+                cwd=home,
+                env=_environment(home, path),
                 pass_fds=[there.fileno()],
                 start_new_session=True,
             )
@@ -345,11 +354,11 @@ def _imports(text: str) -> set[str]:
     return found
 
 
-def _environment(folder: str) -> dict[str, str]:
-    """Variables of a run: none of the grader's but the path."""
+def _environment(home: Path, path: Path) -> dict[str, str]:
+    """Variables of a run: none of the grader's but the path of commands."""
     one = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    places = {name: folder for name in ("HOME", "TMPDIR", "MPLCONFIGDIR")}
-    return one | places | {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(_PACKAGE), "MPLBACKEND": "Agg"}
+    places = {name: str(home) for name in ("HOME", "TMPDIR", "MPLCONFIGDIR")}
+    return one | places | {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(path), "MPLBACKEND": "Agg"}
 
 
 def _plain(text: str) -> str:

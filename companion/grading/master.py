@@ -17,7 +17,8 @@ from typing import Any
 from companion import _support
 
 MASTER = "master.ipynb"
-_ASSIGNMENTS = Path(__file__).resolve().parents[2] / "assignments"
+# Links are not followed: a submission finds the package through one, and no masters beside that.
+_ASSIGNMENTS = Path(__file__).absolute().parents[2] / "assignments"
 _BOOK = _ASSIGNMENTS.with_name("_config.yml")
 _MARK = re.compile(r"#\s*(ASSIGNMENT CONFIG|(BEGIN|END) (QUESTION|SOLUTION|TESTS))\s*$", re.MULTILINE)
 
