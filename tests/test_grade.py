@@ -263,6 +263,35 @@ def test_edited_and_deleted_tests_change_nothing(folder: Path, marks: Any) -> No
     assert marks([code(text) for text in SOLVED.values()]) == ([2, 2], "")
 
 
+def test_an_answer_in_a_test_cell_counts(folder: Path, marks: Any) -> None:
+    cells = [{**cell, "source": source(cell)} for cell in grading.load(folder).student["cells"]]
+    place = next(cell for cell in cells if cell["metadata"])
+    place["source"] = SOLVED["square"] + "\n" + place["source"]
+    given, remarks = marks(cells)
+    assert given == [2, 0]
+    assert "code cell 3 is none of the tests, though marked as one: it was run as an answer" in remarks
+    assert remarks.count("it was run as an answer") == 1
+    failing = code("assert False")
+    assert marks([{**failing, "metadata": {"companion": {"test": "square"}}}])[1].count("code cell 1") == 2
+
+
+SHELL = [
+    "def square(x):\n    return x * x\n\nsquare?",
+    "display(1, clear=True)\nx = 1",
+    "%%time\ny = x + 1",
+    "%time z = y + 1",
+    "u = %timeit -o -n1 -r1 1\nfiles = !ls\ncd = !echo {z}",
+    "import asyncio\nv = await asyncio.sleep(0, z)",
+    "text = ('%d'\n     % v)\n%matplotlib inline\nassert text == '3'",
+    "    import math",
+    "if x:\n    %precision 3\n    def log_det(s):\n        return math.log(abs(s))",
+]
+
+
+def test_what_only_ipython_reads_costs_no_marks(marks: Any) -> None:
+    assert marks([code(text) for text in SHELL]) == ([2, 2], "")
+
+
 def test_answer_that_ends_the_process_loses_its_question(marks: Any) -> None:
     given, remarks = marks([code("import os\ndef square(x):\n    os._exit(0)"), code(SOLVED["log_det"])])
     assert given == [0, 2]

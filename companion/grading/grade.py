@@ -157,12 +157,7 @@ def _record(path: Path, task: Assignment, pages: Path) -> dict[str, Any]:
                 return record
         except (ValueError, KeyError, TypeError):
             pass  # not whole: made anew
-    cells: list[tuple[int, str]] = []
-    if not failed:
-        cells, failed = _cells(content)
-    looks = [
-        f"code cell {number} names the grader or a master: read it" for number, text in cells if _MASTERS.search(text)
-    ]
+    cells, looks, failed = ([], [], failed) if failed else _cells(content, task)
     if failed:
         marks = {question.name: None if question.manual else 0.0 for question in task.questions}
         remarks, output = [f"the submission {failed}"], ""
@@ -179,25 +174,36 @@ def _record(path: Path, task: Assignment, pages: Path) -> dict[str, Any]:
     return record
 
 
-def _cells(content: bytes) -> tuple[list[tuple[int, str]], str]:
-    """Numbered code cells of a submission without its copies of the tests, and what is wrong with the file."""
+def _cells(content: bytes, task: Assignment) -> tuple[list[tuple[int, str]], list[str], str]:
+    """Numbered code cells of a submission without the visible tests, remarks on them, and what is wrong with the file.
+
+    A cell that is marked as a test and is none, changed or a copy, may hold an answer: it stays.
+    """
     if len(content) > _SUBMISSION:
-        return [], f"is larger than {_SUBMISSION // 2**20} MB"
+        return [], [], f"is larger than {_SUBMISSION // 2**20} MB"
+    given = {text.strip() for question in task.questions for text in question.tests}
+    kept, remarks = [], []
     try:
         notebook = json.loads(content)
-        given = notebook.get("metadata", {})
-        language = given.get("kernelspec", {}).get("language") or given.get("language_info", {}).get("name") or "python"
+        named = notebook.get("metadata", {})
+        language = named.get("kernelspec", {}).get("language") or named.get("language_info", {}).get("name") or "python"
         code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-        kept = [
-            (number, source(cell))
-            for number, cell in enumerate(code, 1)
-            if "test" not in cell.get("metadata", {}).get("companion", {})
-        ]
+        for number, cell in enumerate(code, 1):
+            text = source(cell)
+            if text.strip() in given:
+                continue
+            kept.append((number, text))
+            if "test" in cell.get("metadata", {}).get("companion", {}):
+                remarks.append(
+                    f"code cell {number} is none of the tests, though marked as one: it was run as an answer"
+                )
+            if _MASTERS.search(text):
+                remarks.append(f"code cell {number} names the grader or a master: read it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return [], "is not a Jupyter notebook"
+        return [], [], "is not a Jupyter notebook"
     if str(language).lower() != "python":
-        return [], f"is for a kernel of {language}, not of Python"
-    return kept, ""
+        return [], [], f"is for a kernel of {language}, not of Python"
+    return kept, remarks, ""
 
 
 def _examine(cells: list[tuple[int, str]], task: Assignment) -> tuple[dict[str, float | None], list[str], str]:

@@ -8,9 +8,9 @@ does not put back the attributes of classes or what else lies inside objects, no
 file: both share one interpreter.
 """
 
+import ast
 import builtins
 import json
-import re
 import resource
 import socket
 import sys
@@ -46,10 +46,11 @@ def main() -> None:
     notebook = types.ModuleType("__main__")
     sys.modules["__main__"] = notebook
     space = vars(notebook)
+    space |= {"get_ipython": lambda: _Shell(space), "display": lambda *shown, **_: print(*shown)}
     for index, source in job["cells"]:
         tell(cell=index)
         try:
-            run(build(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source), f"<cell {index}>", "exec"), space)
+            _execute(source, f"<cell {index}>", space)
         except BaseException as error:
             tell(cell=index, error=_text(error))
     settrace(None)
@@ -81,6 +82,43 @@ def main() -> None:
     with suppress(OSError, ValueError):  # closed by the student's code
         output.flush()
     tell(token=second["token"], done=True)
+
+
+class _Shell:
+    """What a cell gets from `get_ipython()`: magics that time or capture code run it, all else does nothing."""
+
+    def __init__(self, space: dict[str, Any]) -> None:
+        self._space = space
+
+    def run_line_magic(self, name: str, line: str, *_: Any) -> None:
+        """Run the code behind ``%time``."""
+        if name == "time":
+            _execute(line, "<%time>", self._space)
+
+    def run_cell_magic(self, name: str, _: str, cell: str) -> None:
+        """Run the code below ``%%time``, ``%%timeit``, ``%%capture`` or ``%%prun``."""
+        if name in ("time", "timeit", "capture", "prun"):
+            _execute(cell, f"<%%{name}>", self._space)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def _execute(source: str, name: str, space: dict[str, Any]) -> None:
+    """Run a cell as IPython does: with its magics, `!` and `?`, which are calls of the shell, and with `await`."""
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    try:
+        code = compile(source, name, "exec", flags)
+    except SyntaxError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from IPython.core.inputtransformer2 import TransformerManager  # a third of a second: only where needed
+        code = compile(TransformerManager().transform_cell(source), name, "exec", flags)
+    waiting = eval(code, space)
+    if waiting is not None:
+        import asyncio
+
+        asyncio.run(waiting)
 
 
 def _reset() -> None:
