@@ -14,13 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
 from companion import grading
 from companion.cli import main
 from companion.grading import master
-from companion.grading.grade import isolation
+from companion.grading.grade import _cells, isolation
 from companion.grading.master import source
 
 Cells = list[dict[str, Any]]
@@ -445,6 +446,57 @@ def test_no_name_is_a_formula(folder: Path, tmp_path: Path, name: str) -> None:
     for _ in range(2):
         untested(folder, name, tmp_path / "marks.csv")
         assert list(table(tmp_path / "marks.csv")) == ["(maximum)", f"'{name}"]
+
+
+def test_a_folder_for_each_student(folder: Path, tmp_path: Path) -> None:
+    given = tmp_path / "in"
+    for path in ("Ann_1/a.ipynb", "Bo_2/a.ipynb", "Bo_2/b.ipynb", ".git/c.ipynb", "Cy_3/._a.ipynb", ".d.ipynb"):
+        (given / path).parent.mkdir(parents=True, exist_ok=True)
+        (given / path).write_text("no notebook")
+    records = grading.grade([given], folder, tmp_path / "marks.csv")
+    assert [record["identifier"] for record in records] == ["Ann_1", "Bo_2 a", "Bo_2 b"]
+    assert (tmp_path / "marks" / "Ann_1.json").is_file()
+    with pytest.raises(ValueError, match="one folder with a folder for each student"):
+        grading.grade([given / "Ann_1", given / "Bo_2"], folder, tmp_path / "marks.csv")
+
+
+def test_the_same_code_twice_is_remarked_in_the_table_alone(folder: Path, tmp_path: Path) -> None:
+    task, given = grading.load(folder), tmp_path / "in"
+    given.mkdir()
+    mine = [code("answer = 1")]
+    for name, cells in {"a": mine, "b": [*mine, raw("words")], "c": [], "d": []}.items():
+        (given / f"{name}.ipynb").write_text(json.dumps(notebook(cells)) if cells else "no notebook")
+    for name in ("e", "f"):
+        (given / f"{name}.ipynb").write_text(json.dumps(task.student))
+    for _ in range(2):
+        remarks = {}
+        for record in grading.grade([given], folder, tmp_path / "marks.csv"):
+            remarks[record["identifier"]] = [text for text in record["remarks"] if "same code" in text]
+        assert remarks == {"a": ["the same code as b"], "b": ["the same code as a"]} | {name: [] for name in "cdef"}
+    assert "the same code as b" in table(tmp_path / "marks.csv")["a"]["remarks"]
+    assert "same code" not in (tmp_path / "marks" / "a.json").read_text() + (tmp_path / "marks" / "a.html").read_text()
+
+
+def test_another_assignment_is_recognised(folder: Path) -> None:
+    task = grading.load(folder)
+    for name in grading.names():
+        cells, remarks, _ = _cells(json.dumps(grading.load(name).student).encode(), task)
+        assert cells and remarks == [f"the submission looks like the assignment {name}"]
+        assert _cells(json.dumps(grading.load(name).student).encode(), grading.load(name))[1] == []
+    assert _cells(json.dumps(task.student).encode(), task)[1] == []
+
+
+def test_marks_name_their_versions_and_other_code_marks_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.ipynb").write_text("no notebook")
+    first, again = (grading.grade([tmp_path / "a.ipynb"], folder, tmp_path / "marks.csv")[0] for _ in range(2))
+    assert first == again
+    assert first["made with"]["torch"] == torch.__version__ in (tmp_path / "marks" / "a.html").read_text()
+    for package in ("1", "2"):
+        monkeypatch.setattr(sys.modules[_cells.__module__], "_made_with", {"flow-priors": package, "torch": "1"}.copy)
+        made = grading.grade([tmp_path / "a.ipynb"], folder, tmp_path / "marks.csv")[0]
+        assert made["made with"]["flow-priors"] == package
 
 
 def test_page_shows_no_markup_of_a_student(marks: Any, tmp_path: Path) -> None:

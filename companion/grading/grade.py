@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -23,10 +24,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from companion import _support
-from companion.grading.master import Assignment, Question, load, source
+from companion import __version__, _support
+from companion.grading.master import Assignment, Question, load, names, source
 
 _RUNNER = Path(__file__).with_name("runner.py")
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -68,13 +70,15 @@ def grade(
 
     A question's points are given when all its tests pass; one that a person marks stays empty. Beside `out`, a folder
     of the same name holds for each student the record (``.json``) and a page (``.html``). A record that matches the
-    submission and the assignment is not made again, so a grading that was stopped goes on. A table that is there keeps
-    what a person filled in for questions of theirs, columns of their own, and the rows of students not graded now.
+    submission, the assignment, the package's code and torch's version is not made again, so a grading that was stopped
+    goes on. A table that is there keeps what a person filled in for questions of theirs, columns of their own, and the
+    rows of students not graded now.
 
     Parameters
     ----------
     submissions
-        Notebooks, whose names without ``.ipynb`` identify the students, or folders of them.
+        Notebooks, whose names without ``.ipynb`` identify the students, or folders of them. A folder of folders, one
+        for each student, as Moodle makes it, has their names; where a student's has several notebooks, both names.
     assignment
         Name of an assignment of this checkout, or a folder with a master.
     out
@@ -106,7 +110,7 @@ def grade(
     _rows(out, task)  # before hours of grading: a table that is there can be completed
     records: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(workers) as pool:
-        jobs = {pool.submit(_record, path, task, pages): name for name, path in paths.items()}
+        jobs = {pool.submit(_record, name, path, task, pages): name for name, path in paths.items()}
         try:
             for job in tqdm(as_completed(jobs), total=len(jobs), desc=task.name, disable=not progress):
                 records[jobs[job]] = job.result()
@@ -114,6 +118,7 @@ def grade(
             pool.shutdown(cancel_futures=True)
             raise
     found = [records[name] for name in sorted(records)]
+    _compare(found, task)
     _table(found, task, out)
     return found
 
@@ -131,17 +136,41 @@ def _notebooks(submissions: Sequence[str | Path]) -> dict[str, Path]:
     for given in map(Path, submissions):
         if not given.exists():
             raise ValueError(f"submission: got {given}; allowed: a notebook or a folder that is there")
-        for path in sorted(given.glob("*.ipynb")) if given.is_dir() else [given]:
-            if found.setdefault(path.stem, path) != path:
-                raise ValueError(f"submission: got {path} and {found[path.stem]}; allowed: a name of its own for each")
+        for name, path in _named(given):
+            if found.setdefault(name, path) != path:
+                allowed = "a name of its own for each, or one folder with a folder for each student"
+                raise ValueError(f"submission: got {path} and {found[name]}; allowed: {allowed}")
     if not found:
         raise ValueError(f"submission: got no notebook in {', '.join(map(str, submissions))}; allowed: one or more")
     return found
 
 
-def _record(path: Path, task: Assignment, pages: Path) -> dict[str, Any]:
-    """One student's record: the stored one if it is of this submission and assignment, else a new one."""
-    stored = pages / f"{path.stem}.json"
+def _named(given: Path) -> list[tuple[str, Path]]:
+    """Identifiers and notebooks: the notebooks' own names or, where each student has a folder, the folders'."""
+    if not given.is_dir():
+        return [(given.stem, given)]
+    if paths := _visible(given, "*.ipynb"):
+        return [(path.stem, path) for path in paths]
+    paths = _visible(given, "*/*.ipynb")
+    several = Counter(path.parent for path in paths)
+    return [(path.parent.name + f" {path.stem}" * (several[path.parent] > 1), path) for path in paths]
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    found = sorted(folder.glob(pattern))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+@cache
+def _made_with() -> dict[str, str]:
+    """Versions that marks depend on: the package's, with a digest of its code, and torch's."""
+    code = _support.sha256(*sorted(_PACKAGE.rglob("*.py")))
+    return {"flow-priors": f"{__version__} ({code[:12]})", "torch": torch.__version__}
+
+
+def _record(name: str, path: Path, task: Assignment, pages: Path) -> dict[str, Any]:
+    """One student's record: the stored one if it is of this submission, assignment and code, else a new one."""
+    stored = pages / f"{name}.json"
     try:
         with path.open("rb") as file:
             content = file.read(_SUBMISSION + 1)
@@ -149,7 +178,7 @@ def _record(path: Path, task: Assignment, pages: Path) -> dict[str, Any]:
         content, failed = b"", f"cannot be read ({type(error).__name__})"
     else:
         failed = ""
-    digest = _support.sha256(content, task.digest, _support.sha256(_RUNNER))
+    digest = _support.sha256(content, task.digest, *_made_with().values())
     if stored.is_file():
         try:
             record: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8"))
@@ -165,13 +194,31 @@ def _record(path: Path, task: Assignment, pages: Path) -> dict[str, Any]:
         marks, remarks, output = _examine(cells, task)
         remarks += looks
     total = sum(value for value in marks.values() if value is not None)
-    record = {"identifier": path.stem, "digest": digest, "marks": marks, "automatic": total}
-    record |= {"remarks": [_plain(remark) for remark in remarks], "output": output}
-    with _support.atomic(pages / f"{path.stem}.html") as part:
+    record = {"identifier": name, "digest": digest, "code": _code(cells), "made with": _made_with()}
+    record |= {"marks": marks, "automatic": total, "remarks": [_plain(remark) for remark in remarks], "output": output}
+    with _support.atomic(pages / f"{name}.html") as part:
         part.write_text(_page(record, task), encoding="utf-8")
     with _support.atomic(stored) as part:
         part.write_text(json.dumps(record, indent=1), encoding="utf-8")
     return record
+
+
+def _code(cells: list[tuple[int, str]]) -> str:
+    """Digest of the code of cells; empty where there are none."""
+    return _support.sha256(json.dumps([text for _, text in cells])) if cells else ""
+
+
+def _compare(records: list[dict[str, Any]], task: Assignment) -> None:
+    """Add a remark where two students have the same code, and more of it than they were given."""
+    nothing = {"", _code(_cells(json.dumps(task.student).encode(), task)[0])}
+    same: dict[str, list[str]] = {}
+    for record in records:
+        same.setdefault(record["code"], []).append(record["identifier"])
+    for record in records:
+        others = [name for name in same[record["code"]] if name != record["identifier"]]
+        if others and record["code"] not in nothing:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            record["remarks"].append(f"the same code as {others[0]}{more}")
 
 
 def _cells(content: bytes, task: Assignment) -> tuple[list[tuple[int, str]], list[str], str]:
@@ -182,19 +229,20 @@ def _cells(content: bytes, task: Assignment) -> tuple[list[tuple[int, str]], lis
     if len(content) > _SUBMISSION:
         return [], [], f"is larger than {_SUBMISSION // 2**20} MB"
     given = {text.strip() for question in task.questions for text in question.tests}
-    kept, remarks = [], []
+    kept, remarks, changed = [], [], []
     try:
         notebook = json.loads(content)
         named = notebook.get("metadata", {})
         language = named.get("kernelspec", {}).get("language") or named.get("language_info", {}).get("name") or "python"
         code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        texts = {source(cell).strip() for cell in code}
         for number, cell in enumerate(code, 1):
             text = source(cell)
             if text.strip() in given:
                 continue
             kept.append((number, text))
             if "test" in cell.get("metadata", {}).get("companion", {}):
-                remarks.append(
+                changed.append(
                     f"code cell {number} is none of the tests, though marked as one: it was run as an answer"
                 )
             if _MASTERS.search(text):
@@ -203,7 +251,16 @@ def _cells(content: bytes, task: Assignment) -> tuple[list[tuple[int, str]], lis
         return [], [], "is not a Jupyter notebook"
     if str(language).lower() != "python":
         return [], [], f"is for a kernel of {language}, not of Python"
-    return kept, remarks, ""
+    if not texts & given and (other := _another(texts)):
+        changed = [f"the submission looks like the assignment {other}"]
+    return kept, changed + remarks, ""
+
+
+def _another(texts: set[str]) -> str:
+    """The assignment of this checkout most of whose tests are among the texts; empty where none is."""
+    found = {name: sum(t.strip() in texts for q in load(name).questions for t in q.tests) for name in names()}
+    best = max(found, key=lambda name: found[name], default="")
+    return best if best and found[best] else ""
 
 
 def _examine(cells: list[tuple[int, str]], task: Assignment) -> tuple[dict[str, float | None], list[str], str]:
@@ -419,9 +476,11 @@ def _page(record: dict[str, Any], task: Assignment) -> str:
     title = html.escape(f"{task.name}: {record['identifier']}")
     rows = "".join(map(row, task.questions))
     remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in record["remarks"])
+    versions = html.escape(", ".join(f"{name} {version}" for name, version in record["made with"].items()))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
         f"<table><tr><th>Question</th><th>Points</th><th>of</th></tr>{rows}</table>"
         f"<p>Total of the automatic questions: {record['automatic']:g}</p><ul>{remarks}</ul>"
+        f"<p>Made with {versions}.</p>"
         f"<h2>Output</h2><pre>{html.escape(record['output'])}</pre></html>\n"
     )
