@@ -37,7 +37,7 @@ help:
 	@echo "make lab       open the chapters in JupyterLab"
 	@echo "make chapters  re-execute the chapters that changed (PROFILE=quick; FORCE=1 for all)"
 	@echo "make slides    slides of each part, in dist/slides"
-	@echo "make assignments  students' notebooks, archives of tests, solutions with their figures, in dist/assignments"
+	@echo "make assignments  students' notebooks, the package for them, tests, solutions with figures, in dist/assignments"
 	@echo "make bench     speed and memory beside other libraries"
 	@echo "make clean     remove what was built; keeps .venv"
 	@echo "Each creates .venv when it is missing. Options: see README.md, \"Installing\"."
@@ -108,8 +108,9 @@ slides: .venv/.installed
 	@PYTHONPATH=book/_ext $(BIN)/python book/_tools/slides.py
 
 assignments: .venv/.installed
-	@echo "Making the students' notebooks of the assignments, the archives of their tests, and the solutions (FORCE=1: all anew) ..."
+	@echo "Making the students' notebooks of the assignments, the package's wheel, the archives of tests, and the solutions (FORCE=1: all anew) ..."
 	@$(BIN)/companion assign
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --wheel-dir dist/assignments .
 	@PYTHONPATH=book/_ext $(BIN)/python book/_tools/solutions.py $(if $(FORCE),--force)
 
 bench: .venv/.installed

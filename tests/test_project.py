@@ -115,6 +115,11 @@ def test_processes_of_the_tests_use_one_thread_each() -> None:
 
 
 @pytest.mark.slow
+def test_students_get_a_wheel_beside_the_assignments() -> None:
+    shown = make("--dry-run", "--assume-old=.venv/.installed", "assignments")
+    assert re.search(r"-m pip wheel .*--no-deps .*--wheel-dir dist/assignments \.$", shown, re.MULTILINE)
+
+
 def test_long_files_are_run_first(tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")

@@ -10,6 +10,8 @@ import nbformat
 import pytest
 import run_chapters
 
+from companion.grading import master
+
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 
@@ -56,6 +58,10 @@ def files(folder: Path) -> set[str]:
 def test_wheel_holds_the_package_its_store_and_nothing_else(installed: Path) -> None:
     package = files(ROOT / "companion") | {f"_stored/{name}" for name in files(ROOT / "data")}
     assert files(installed / "companion") == package
+    assert not any(name.endswith(".ipynb") for name in package)  # no master, which has the solutions
+    (information,) = installed.glob("*.dist-info")
+    told = master._install("")["source"]
+    assert f"{information.stem}-py3-none-any.whl" in told  # a student's first cell names the file
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"companion", "flow_priors"}
 
 

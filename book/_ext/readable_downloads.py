@@ -152,7 +152,7 @@ def install_line(repository: str) -> str:
     return (
         f"`pip install git+{repository}`"
         if repository
-        else "`pip install .` in a copy of the book's repository"
+        else "`pip install` with its wheel, or `pip install .` in a copy of the book's repository"
     )
 
 

@@ -1,7 +1,8 @@
 """Copy the book without its solutions, to build the edition for a course: `make book SOLUTIONS=no`.
 
 What a reader could find a solution in is made from the copy: pages, downloads, search index. So the solutions, with code and
-outputs, and the folded answers (`{dropdown}`), of which the questions stay, are taken out before anything is built.
+outputs, and the folded answers (`{dropdown}`), of which the questions stay, are taken out before anything is built; so is the
+page for lecturers, with the sentence that leads to it.
 """
 
 import argparse
@@ -15,6 +16,9 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^ *(?P<marks>`{3,}|:{3,})\{(?P<name>[\w:-]+)\} *(?P<title>.*)$")
+
+LECTURERS = "teaching"
+TO_LECTURERS = re.compile(rf"\s*\[[^\]]*\]\((?:\.\./)*{LECTURERS}\.md\)[^.]*\.")
 
 
 def without_solutions(notebook: NotebookNode) -> NotebookNode:
@@ -66,13 +70,21 @@ def copy_book(root: Path, target: Path) -> None:
     """Make `target` a folder that jupyter-book builds: the book in `root`, without solutions."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(root / name, target)
+    shutil.copy(root / "_config.yml", target)
+    contents = (root / "_toc.yml").read_text(encoding="utf-8")
+    (target / "_toc.yml").write_text(
+        re.sub(rf"(?m)^.*\b{LECTURERS}\n", "", contents), encoding="utf-8"
+    )
     shutil.copytree(
         root / "book",
         target / "book",
-        ignore=shutil.ignore_patterns("_tools", "__pycache__", ".ipynb_checkpoints"),
+        ignore=shutil.ignore_patterns(
+            "_tools", "__pycache__", ".ipynb_checkpoints", f"{LECTURERS}.md"
+        ),
     )
+    for path in (target / "book").rglob("*.md"):
+        left = TO_LECTURERS.sub("", path.read_text(encoding="utf-8"))
+        path.write_text(left, encoding="utf-8")
     for path in (target / "book").rglob("*.ipynb"):
         try:
             nbformat.write(without_solutions(nbformat.read(path, as_version=4)), path)

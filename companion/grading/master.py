@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from companion import _support
+from companion import __version__, _support
 
 MASTER = "master.ipynb"
 # Links are not followed: a submission finds the package through one, and no masters beside that.
@@ -107,8 +107,12 @@ def _install(address: str) -> dict[str, Any]:
     if address:
         says, does = f"installs it from\n# {address}", f"%pip install --quiet git+{address}"
     else:
-        says = "says so"
-        does = 'raise ModuleNotFoundError("companion: in a copy of the book\'s repository, run: pip install .")'
+        says = "says what to do"
+        wheel = f"flow_priors-{__version__}-py3-none-any.whl"
+        does = f"""raise ModuleNotFoundError(
+        "companion: run: pip install {wheel}, the file given out with this notebook"
+        " (or, in a copy of the book's repository: pip install .)"
+    )"""
     text = (
         f"# Where the book's package is missing, as in Colab, this cell {says}. Elsewhere it does nothing.\n"
         f'from importlib.util import find_spec\n\nif find_spec("companion") is None:\n    {does}'

@@ -109,6 +109,21 @@ def test_chapters_keep_everything_else(path: Path) -> None:
     assert rest.split("## Exercises")[0].strip() == whole.split("## Exercises")[0].strip()
 
 
+def test_the_page_for_lecturers_is_left_out(root: Path, tmp_path: Path) -> None:
+    source, site = tmp_path / "source", tmp_path / "copy"
+    (source / "book").mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml", "book/intro.md", "book/teaching.md", "book/notation.md"):
+        shutil.copy(root / name, source / name)
+    without_solutions.copy_book(source, site)
+    left = {path.name: path.read_text() for path in site.rglob("*") if path.is_file()}
+    assert set(left) == {"_config.yml", "_toc.yml", "intro.md", "notation.md"}
+    assert not any("teaching" in words.lower() for name, words in left.items() if name != "_config.yml")
+    assert len(left["_toc.yml"].splitlines()) == len((source / "_toc.yml").read_text().splitlines()) - 1
+    gone = set((source / "book" / "intro.md").read_text().split()) - set(left["intro.md"].split())
+    assert gone == {"[Teaching", "book](teaching.md)", "lecturers."}
+    assert left["notation.md"] == (source / "book" / "notation.md").read_text()
+
+
 @pytest.mark.slow
 def test_nothing_leaks_into_the_site(root: Path, tmp_path: Path) -> None:
     source, site = tmp_path / "source", tmp_path / "copy"
@@ -116,6 +131,7 @@ def test_nothing_leaks_into_the_site(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "book" / "_static", source / "book" / "_static")
     shutil.copy(root / "_config.yml", source)
     (source / "_toc.yml").write_text("format: jb-book\nroot: book/page\n")
+    (source / "book" / "teaching.md").write_text("Quokkamaster")
     (source / "book" / "references.bib").write_text("@misc{one, title={One}}")
     nbformat.write(book(), source / "book" / "page.ipynb")
     without_solutions.copy_book(source, site)
