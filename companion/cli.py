@@ -72,8 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(of: Any, name: str, run: Callable[..., None], text: str, *parents: _Parser) -> _Parser:
-        added = of.add_parser(name, parents=[every, *parents], help=text)
+    def command(of: Any, name: str, run: Callable[..., None], text: str, *parents: _Parser, more: str = "") -> _Parser:
+        says = f"{text[0].upper()}{text[1:]}. {more}"
+        added = of.add_parser(name, parents=[every, *parents], help=text, description=says)
         added.set_defaults(command=run)
         return added
 
@@ -113,14 +114,32 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", metavar="NAME", help="a data set, as companion data list shows it")
 
     assign = command(
-        commands, "assign", _assign, "make of assignments the students' notebooks, the solved ones, the tests"
+        commands,
+        "assign",
+        _assign,
+        "make of assignments the students' notebooks, the solved ones, the tests",
+        more="From each assignments/NAME/master.ipynb of this checkout: NAME-student.ipynb to hand out; "
+        "NAME-solution.ipynb and NAME-autograder.zip (for otter-grader) to keep.",
     )
     assign.add_argument("names", nargs="*", metavar="NAME", help="assignments (default: all)")
     assign.add_argument("--out", type=_folder, default=Path("dist/assignments"), help="default: ./dist/assignments")
 
-    grade = command(commands, "grade", _grade, "grade notebooks that students hand in", spread)
+    grade = command(
+        commands,
+        "grade",
+        _grade,
+        "grade notebooks that students hand in",
+        spread,
+        more="Each runs in a process of its own, under limits. Made are a table (a line a student, a column a "
+        "question) and, in a folder beside it, a page for each student. The same command goes on where it was stopped "
+        "and keeps what a person filled in.",
+    )
     grade.add_argument(
-        "submissions", nargs="+", type=_folder, metavar="SUBMISSION", help="a notebook, or a folder of them"
+        "submissions",
+        nargs="+",
+        type=_folder,
+        metavar="SUBMISSION",
+        help="a notebook, a folder of them, or of students' folders",
     )
     grade.add_argument("--assignment", required=True, metavar="NAME", help="an assignment; an unknown name lists them")
     grade.add_argument("--out", type=_folder, help="the table (default: ./marks-NAME.csv)")

@@ -123,6 +123,27 @@ def fakes(monkeypatch):
 HOW = {"replace": False, "start": None, "export": False, "pictures": None}
 
 
+def test_python_m_companion_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "companion", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"flow-priors {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (
+            "assign",
+            "Make of assignments the students' notebooks, the solved ones, the tests. From each assignments/NAME/",
+        ),
+        ("grade", "Grade notebooks that students hand in. Each runs in a process of its own"),
+        ("list", "Experiments, their profiles, and what is stored."),
+    ],
+)
+def test_help_says_what_a_command_does(capsys, command, says):
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0 and says in " ".join(out.split())
+
+
 def test_train_and_fetch_reach_their_modules(fakes, capsys, tmp_path):
     code, out, _ = call(capsys, "train", "a-flow", "--profile", "laptop", "--out", tmp_path, "--device", "cpu")
     assert (code, out) == (0, "a-flow laptop: stored in there.safetensors; for trying out only\n")
