@@ -192,7 +192,7 @@ def _record(name: str, path: Path, task: Assignment, pages: Path) -> dict[str, A
         remarks, output = [f"the submission {failed}"], ""
     else:
         marks, remarks, output = _examine(cells, task)
-        remarks += looks
+        remarks = looks + remarks
     total = sum(value for value in marks.values() if value is not None)
     record = {"identifier": name, "digest": digest, "code": _code(cells), "made with": _made_with()}
     record |= {"marks": marks, "automatic": total, "remarks": [_plain(remark) for remark in remarks], "output": output}
