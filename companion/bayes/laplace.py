@@ -28,12 +28,16 @@ class Laplace:
         [d].
     curvatures, directions : Tensor
         λ [rank], largest first, and v [rank, d].
+    symmetric : bool
+        Whether the likelihood is its own mirror image at the mode and about a standard deviation away in all these
+        directions; only then has the posterior a second mode, or the same one, at the mode's mirror image.
     """
 
     field: GaussianField
     mode: Tensor
     curvatures: Tensor
     directions: Tensor
+    symmetric: bool
 
     def covariance(self, basis: Tensor) -> Tensor:
         """Of the coordinates along the orthonormal rows of basis [r, d], [r, r]."""
@@ -42,7 +46,9 @@ class Laplace:
         return basis @ basis.T - shrunk
 
     def towards(self, latents: Tensor) -> "Laplace":
-        """This one or its mirror image, whichever has its mode nearer to latents [d]."""
+        """This one or its mirror image, whichever has its mode nearer to latents [d]; this one if not `symmetric`."""
+        if not self.symmetric:
+            return self
         there = self._mirrored(self.mode[None])[0]
         if (there - latents).norm() >= (self.mode - latents).norm():
             return self
@@ -59,7 +65,13 @@ class Laplace:
         return MsIGN(self.field, 1, flows=[layer])
 
     def mixture(self) -> Mirrored:
-        """Equal parts of the Gaussian and its mirror image: the cheap method that a network has to beat."""
+        """Equal parts of the Gaussian and its mirror image: the cheap method that a network has to beat.
+
+        ValueError for a posterior that is not `symmetric`.
+        """
+        if not self.symmetric:
+            given = "problem: got one whose likelihood is not that of the mirror image"
+            raise ValueError(f"{given}; allowed: a mirror-symmetric one, or the Gaussian alone, model()")
         return Mirrored(self.model())
 
 
@@ -86,20 +98,24 @@ def laplace(problem: FieldProblem, rank: int = 40, starts: int = 3, seed: int = 
         probes = _support.normal((rank, d), seed, mode, "laplace", "subspace")
         basis = torch.linalg.qr(_curved(problem, mode, probes).T)[0].T
     curvatures, vectors = torch.linalg.eigh(_symmetric(basis @ _curved(problem, mode, basis).T))
-    return Laplace(field, mode, curvatures.flip(0), (vectors.T @ basis).flip(0))
+    curvatures, directions = curvatures.flip(0), (vectors.T @ basis).flip(0)
+    aside = mode + (1 + curvatures.clamp_min(0)).rsqrt() @ directions
+    symmetric = problem.symmetric_at(field.decode(torch.stack([mode, aside])))
+    return Laplace(field, mode, curvatures, directions, symmetric)
 
 
 @torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def aim(
     problem: FieldProblem, model: Mirrored | MsIGN, samples: int, rounds: int = 2, moves: int = 0, seed: int = 0
 ) -> None:
-    """Aim the affine layer of a model's finest scale at one half of the posterior, before it is trained.
+    """Aim the affine layer of a model's finest scale at one mode of the posterior, before it is trained.
 
     Its directions are those along which the likelihood of this scale or of the one below curves most: samples of the
     proposal are sharp along the coarse ones, and shall be along the fine ones. It starts as the optimal transport
-    between Gaussians from the proposal's moments to those of the Laplace approximation at the mode that the proposal
-    leans to; then up to `rounds` times to the moments of its own samples, weighted by the posterior, while these say
-    more than their own noise; and last, with `moves`, to those of a quarter as many samples, moved.
+    between Gaussians from the proposal's moments to those of the Laplace approximation at the highest mode found, or,
+    of a mirror-symmetric posterior, at that or its mirror image, whichever the proposal leans to; then up to `rounds`
+    times to the moments of its own samples, weighted by the posterior, while these say more than their own noise; and
+    last, with `moves`, to those of a quarter as many samples, moved.
 
     Parameters
     ----------

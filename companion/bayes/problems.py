@@ -72,6 +72,17 @@ class FieldProblem:
         misfit = (_Counted.apply(self.operator.forward(x), self._counter) - self.y).square().sum(1)
         return -misfit / (2 * self.gamma**2) - len(self.y) * math.log(self.gamma * math.sqrt(2 * math.pi))
 
+    @torch.no_grad()
+    def symmetric_at(self, x: Tensor) -> bool:
+        """Whether fields x, [batch, side²], explain y as well as their mirror images do, up to rounding.
+
+        The simulations that it takes are not counted: they serve no method, and only ask which problem this is.
+        """
+        before = self.simulations
+        here, there = self.log_likelihood(torch.cat([x, self.field.mirror(x)])).chunk(2)
+        self._counter[0] = before
+        return torch.allclose(here, there, rtol=1e-5, atol=1e-3, equal_nan=True)
+
     def log_density(self, x: Tensor) -> Tensor:
         """log ρ(x) + log N(y; F(x), γ² I) in nats, [batch]: the posterior's, without its normalising constant."""
         return self.field.log_prob(x) + self.log_likelihood(x)

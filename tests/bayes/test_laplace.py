@@ -1,12 +1,16 @@
 """The Laplace approximation against SciPy and a dense Hessian; what aiming makes of a model without any training."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy import optimize
 
-from companion.bayes import Elliptic, Settings, Synthetic, jeffreys, laplace, train_msign
+from companion.bayes import Elliptic, FieldProblem, Settings, Synthetic, jeffreys, laplace, train_msign
 from companion.bayes.laplace import aim
+from companion.measure.base import Operator
+from companion.priors.fields import GaussianField
 from companion.priors.msign import Mirrored, MsIGN
 
 
@@ -122,3 +126,61 @@ def test_gradients_are_taken_whatever_mode_the_caller_is_in(mode) -> None:
         assert len(train_msign(problem, model, how, [1])) == 1
     outside = laplace(coarse, starts=1)
     assert torch.equal(inside.mode, outside.mode) and torch.equal(inside.directions, outside.directions)
+
+
+class Sensors(Operator):
+    """W times the field, each value repeated up to the finest lattice: linear, and not its own mirror image."""
+
+    domain = "real"
+
+    def __init__(self, weights: torch.Tensor) -> None:
+        super().__init__(weights.shape[1:], weights.shape[:1])
+        self.weights = weights
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weights.T
+
+    def coarsen(self) -> "Sensors":
+        side = math.isqrt(self.shape[0]) // 2
+        return Sensors(self.weights.view(-1, side, 2, side, 2).sum((2, 4)).flatten(1))
+
+
+def lopsided(seed: int | None = 0) -> tuple[FieldProblem, torch.Tensor, torch.Tensor]:
+    """A linear problem with normal noise, and its posterior's mean and covariance in closed form."""
+    field = GaussianField(4)
+    weights = torch.eye(16, dtype=torch.float64)[[0, 5, 9, 12]]
+    truth = torch.zeros(16) if seed is None else field.sample(1, seed=5)[0]
+    problem = FieldProblem(field, Sensors(weights), truth, gamma=0.05, seed=seed)
+    prior = field.covariance()
+    gain = prior @ weights.T @ torch.linalg.inv(weights @ prior @ weights.T + 0.05**2 * torch.eye(4).double())
+    return problem, gain @ problem.y, prior - gain @ weights @ prior
+
+
+@pytest.mark.parametrize("scales", [1, 2])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_layer_is_aimed_at_the_only_mode_of_a_posterior_without_symmetry(scales: int, seed: int) -> None:
+    problem, mean, covariance = lopsided()
+    model = MsIGN(problem.field, scales, steps=0, rank=16)
+    train_msign(problem, model, Settings(iterations=0, pool=2000), seed=seed)
+    with torch.no_grad():
+        shift = model.decode(torch.zeros(1, 16, dtype=torch.float64))[0]
+        root = model.decode(torch.eye(16, dtype=torch.float64)) - shift
+    own = root.T @ root
+    traces = torch.linalg.solve(own, covariance).trace() + torch.linalg.solve(covariance, own).trace()
+    precision = torch.linalg.inv(own) + torch.linalg.inv(covariance)
+    divergence = float(traces / 2 - 16 + (shift - mean) @ precision @ (shift - mean) / 2)
+    assert divergence < 3 * (16 * 19 / 2) / 2000  # what the moments of so many samples leave
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_posterior_without_symmetry_has_no_mirror_mixture(seed: int | None) -> None:
+    """Without noise its mode is 0, which is its own mirror image; the Gaussian's covariance is not."""
+    problem, mean, covariance = lopsided(seed)
+    found, before = laplace(problem), problem.simulations
+    latents = torch.eye(16, dtype=torch.float64)
+    torch.testing.assert_close(problem.field.decode(found.mode[None])[0], mean, rtol=0, atol=1e-6)
+    root = problem.field.decode(latents)
+    torch.testing.assert_close(root.T @ found.covariance(latents) @ root, covariance, rtol=0, atol=1e-9)
+    assert not found.symmetric and found.towards(-found.mode) is found and problem.simulations == before
+    with pytest.raises(ValueError, match=r"problem: got one whose likelihood is not .*; allowed: a mirror-symmetric"):
+        found.mixture()
