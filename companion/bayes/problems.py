@@ -23,12 +23,15 @@ from companion.priors.fields import GaussianField
 class FieldProblem:
     """A posterior q(x) ∝ ρ(x) N(y; F(x), γ² I) of fields x, [batch, side²].
 
+    It need not be mirror-symmetric. ValueError for an operator whose measurements of a field are no vector, [m].
+
     Attributes
     ----------
     field : GaussianField
         The prior ρ.
     operator : Operator
-        F, from fields to measurements; `coarsen()` gives that of a coarser field.
+        F, from fields [batch, side²] to measurements [batch, m]. For more scales than one it has a method `coarsen()`:
+        the operator of fields of half the side that gives what F gives of them with each value repeated 2×2.
     truth, y : Tensor
         The field that made the data, at the finest scale, [finest²]; the data, [m].
     gamma : float
@@ -40,6 +43,8 @@ class FieldProblem:
         self.gamma = _support.positive("gamma", gamma)
         with torch.no_grad():
             exact = operator(self.truth[None])[0]
+        if exact.dim() != 1:
+            raise ValueError(f"operator: got measurements of shape {tuple(exact.shape)} of a field; allowed: [m]")
         noise = torch.zeros_like(exact) if seed is None else _support.normal(exact.shape, seed, exact, "noise")
         self.y = exact + self.gamma * noise
         self._counter = [0]
@@ -55,7 +60,13 @@ class FieldProblem:
         return self._counter[0]
 
     def coarsen(self) -> Self:
-        """The problem one scale coarser; it goes on counting simulations with this one."""
+        """The problem one scale coarser; it goes on counting simulations with this one.
+
+        ValueError for an operator without `coarsen`.
+        """
+        if not hasattr(self.operator, "coarsen"):
+            given = f"operator: got {type(self.operator).__name__}, which has no coarsen()"
+            raise ValueError(f"{given}; allowed: one that gives its map of fields of half the side")
         coarse = copy.copy(self)
         coarse.field, coarse.operator = self.field.coarsen(), self.operator.coarsen()
         return coarse

@@ -8,7 +8,9 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from companion.bayes import Elliptic, Synthetic, barrier
+from companion.bayes import Elliptic, FieldProblem, Synthetic, barrier
+from companion.measure.base import Operator
+from companion.priors.fields import GaussianField
 
 CONVENTIONS = ("integral", "isometric")
 
@@ -159,3 +161,23 @@ def test_the_elliptic_posterior_is_bimodal_for_a_large_truth_alone() -> None:
 def test_bad_arguments_say_what_is_allowed(make) -> None:
     with pytest.raises(ValueError, match=r"got .*; allowed: "):
         make()
+
+
+class Pairs(Operator):
+    """The field's first four values as two pairs."""
+
+    domain = "real"
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :4].view(-1, *self.output_shape)
+
+
+def test_measurements_that_are_no_vector_and_operators_of_one_scale_are_refused() -> None:
+    """Summed over their first axis alone, [batch, 2, 2] would be broadcast against the constant, image by image."""
+    field, truth = GaussianField(4), torch.ones(16)
+    with pytest.raises(ValueError, match=r"operator: got measurements of shape \(2, 2\) of a field; allowed: \[m\]"):
+        FieldProblem(field, Pairs((16,), (2, 2)), truth, 0.1, 0)
+    problem = FieldProblem(field, Pairs((16,), (4,)), truth, 0.1, 0)
+    assert problem.log_likelihood(truth[None].double()).shape == (1,)
+    with pytest.raises(ValueError, match=r"operator: got Pairs, which has no coarsen\(\); allowed: "):
+        problem.coarsen()
