@@ -136,7 +136,7 @@ def aim(
     with torch.no_grad():
         x = half_model.sample(samples, seed=draws)
     # of two modes the one that the proposal leans to: curvatures and directions of the other are the mirror image's
-    fine = laplace(problem, seed=seed).towards(field.encode(x).mean(0))
+    fine = laplace(problem, max(40, rank), seed=seed).towards(field.encode(x).mean(0))
     rows = [fine.curvatures.abs().sqrt()[:, None] * fine.directions]
     if model.scales > 1:
         coarse = laplace(problem.coarsen(), seed=seed)

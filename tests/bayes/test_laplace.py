@@ -184,3 +184,11 @@ def test_a_posterior_without_symmetry_has_no_mirror_mixture(seed: int | None) ->
     assert not found.symmetric and found.towards(-found.mode) is found and problem.simulations == before
     with pytest.raises(ValueError, match=r"problem: got one whose likelihood is not .*; allowed: a mirror-symmetric"):
         found.mixture()
+
+
+def test_a_layer_may_have_as_many_directions_as_the_field() -> None:
+    """More than the 40 that an approximation has by itself, and than those of this scale and the one below."""
+    problem = Synthetic(8)
+    model = MsIGN(problem.field, 2, steps=0, rank=64)
+    aim(problem, model, 100, rounds=0)
+    assert torch.isfinite(model.log_prob(problem.sample(2))).all()
