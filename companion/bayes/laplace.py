@@ -77,7 +77,7 @@ class Laplace:
 
 @torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def laplace(problem: FieldProblem, rank: int = 40, starts: int = 3, seed: int = 0) -> Laplace:
-    """The Laplace approximation at the highest mode that searches from draws of the prior find.
+    """The Laplace approximation at the highest mode that searches from draws of the prior find; it knows no others.
 
     Parameters
     ----------

@@ -24,7 +24,8 @@ class Settings:
     Attributes
     ----------
     iterations, batch
-        Adam steps, and samples in each of the two terms of the objective. With 0 steps an affine layer is aimed only.
+        Adam steps, and samples in each of the two terms of the objective. With 0 steps an affine layer is aimed only,
+        and there is no pool, so no `ess`, to judge it by.
     rounds
         Into how many parts a stage's steps are divided, each with a proposal of its own and the learning rate from
         start to end: the model as it has become proposes more of what counts. The paper has one.
@@ -106,6 +107,10 @@ def train_msign(
     At scale l all F_1, …, F_l are trained; the proposal of the forward term is the model as the stage finds it, which
     is that of the last stage with its prior conditioning, q̃_l, weighted by q_l over its realised density. Where F_l has
     an affine layer, that is aimed first (:func:`companion.bayes.laplace.aim`), and the proposal has it too.
+
+    An affine layer is for a posterior of one mode, or of a mode and its mirror image. Of more modes the highest may
+    be all that is learned, and neither the loss nor the effective samples tell: these are weighted samples of the
+    model, which never saw the rest. Compare with chains or particles from many starts (:mod:`companion.sample`).
 
     Parameters
     ----------

@@ -109,7 +109,8 @@ class MsIGN(Flow, stored=False):
         K, number of Glow steps in each F_l or one number for every scale, and hidden channels of their couplings
         (Table 4).
     rank
-        Of the :class:`DirectedAffine` after the Glow steps of every scale; 0 for none, as in the paper.
+        Of the :class:`DirectedAffine` after the Glow steps of every scale; 0 for none, as in the paper. It is for
+        posteriors of one mode, or of a mode and its mirror image (:func:`companion.bayes.train_msign`).
     flows
         F_1, …, F_L in place of all that: maps of [batch, 1, side_l, side_l].
     conditionings
