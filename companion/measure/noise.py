@@ -19,7 +19,9 @@ class Noise(ABC):
 
     @final
     def sample(self, exact: Tensor, seed: int | torch.Generator) -> Tensor:
-        """Draw y given f(x), in the dtype and on the device of `exact`; ValueError for NaN, or without a batch.
+        """Draw y given f(x), in the dtype and on the device of `exact`.
+
+        ValueError for NaN, without a batch, and where what a subclass draws is no y of one image.
 
         Image k has the random stream (seed, "noise", k) and is drawn in float64 on the CPU: its y depends on no other
         image, nor on dtype or device. A generator (``_support.generator(seed, "noise", draw)``) goes from image to
@@ -29,6 +31,10 @@ class Noise(ABC):
             raise ValueError(f"exact: got shape {tuple(exact.shape)}; allowed: [batch, *measurement shape]")
         images = enumerate(exact.detach().cpu().double().split(1))
         drawn = [self.select([k]).draw(one, _support.generator(seed, "noise", k)) for k, one in images]
+        for one in drawn:
+            if one.shape != (1, *exact.shape[1:]):
+                given = f"{type(self).__name__}.draw: got shape {tuple(one.shape)} for one image"
+                raise ValueError(f"{given}; allowed: {(1, *exact.shape[1:])} (data for each image: see select)")
         return torch.cat(drawn).to(exact.dtype).to(exact.device)
 
     @abstractmethod
@@ -85,7 +91,11 @@ class IndependentNoise(AdditiveNoise):
 
     @abstractmethod
     def std_map(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard deviations, float64 on the CPU, of a shape that broadcasts against one image's measurements."""
+        """Standard deviations, float64 on the CPU, of a shape that broadcasts against one image's measurements.
+
+        A noise with levels for each image, whose :meth:`select` picks them, returns as many axes as a batch has:
+        [images, 1] or [images, m] for measurements [m].
+        """
 
     def residual(self, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
         normal = torch.randn(shape, generator=source, dtype=torch.float64, device="cpu")
@@ -93,9 +103,10 @@ class IndependentNoise(AdditiveNoise):
 
     def residual_log_prob(self, residual: Tensor) -> Tensor:
         std = self.std_map(tuple(residual.shape[1:]))
-        mean_log = float(std.log().mean()) + 0.5 * math.log(2 * math.pi)  # each value stands for equally many entries
+        each = std.log().flatten(1).mean(1) if std.dim() == residual.dim() else std.log().mean()
+        mean_log = each + 0.5 * math.log(2 * math.pi)  # each value stands for equally many entries of an image
         scaled = (residual - self.mean) / positive_std(std, residual)
-        return -0.5 * scaled.square().flatten(1).sum(1) - residual[0].numel() * mean_log
+        return -0.5 * scaled.square().flatten(1).sum(1) - (residual[0].numel() * mean_log).to(scaled)
 
 
 class WidenedNoise(IndependentNoise):

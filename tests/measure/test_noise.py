@@ -187,3 +187,30 @@ def test_log_likelihood_is_the_density_of_the_residual():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class LevelOfEach(measure.IndependentNoise):
+    """A level for each image."""
+
+    def __init__(self, std, of_each=True):
+        self.std, self.of_each = std, of_each
+
+    def std_map(self, shape):
+        return self.std.view(-1, *[1] * len(shape))
+
+    def select(self, index):
+        return LevelOfEach(self.std[torch.as_tensor(index)]) if self.of_each else self
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 2, 3)])
+def test_levels_of_each_image_normalise_its_own_density(shape):
+    std, exact = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64), uniform(*shape)
+    problem = measure.Problem(measure.Identity(shape, "real"), LevelOfEach(std))
+    y = problem.observe(exact, seed=1)
+    wide = std.view(-1, *[1] * len(shape)).expand_as(y)
+    expected = stats.norm(exact, wide).logpdf(y).reshape(3, -1).sum(1)
+    torch.testing.assert_close(problem.log_likelihood(exact, y), torch.from_numpy(expected))
+    torch.testing.assert_close(problem.select([2]).log_likelihood(exact[2:], y[2:]), torch.from_numpy(expected[2:]))
+    torch.testing.assert_close((y - exact) / wide, measure.GaussianNoise(1.0).sample(exact, 1) - exact)
+    with pytest.raises(ValueError, match=r"LevelOfEach.draw: got shape \(3, .*for one image; allowed: \(1, "):
+        measure.Problem(problem.operator, LevelOfEach(std, of_each=False)).observe(exact)
