@@ -14,7 +14,7 @@ from companion.measure.base import Index, replaced
 class Noise(ABC):
     """The density p(y | exact) of measurements given the exact ones, both [batch, *measurement shape], image by image.
 
-    A subclass writes :meth:`draw` and :meth:`log_prob`.
+    A subclass writes :meth:`draw` and :meth:`log_prob`, and may write :meth:`precision`.
     """
 
     @final
@@ -44,6 +44,15 @@ class Noise(ABC):
     @abstractmethod
     def log_prob(self, y: Tensor, exact: Tensor) -> Tensor:
         """log p(y | exact) in nats, [batch]."""
+
+    def precision(self, exact: Tensor) -> Tensor:
+        """Fisher information of each measurement about its exact value, [batch, *measurement shape].
+
+        For measurements independent of each other given `exact`, to make a metric of
+        (:func:`companion.sample.gauss_newton`); ValueError for a noise that does not say it.
+        """
+        given = f"noise: got {type(self).__name__}, which has no precision"
+        raise ValueError(f"{given}; allowed: an IndependentNoise, a PoissonGaussianNoise, or one that writes it")
 
     def select(self, index: Index) -> Self:
         """The noise of some images of a batch, in the order of `index`; itself where all are treated alike."""
@@ -101,6 +110,9 @@ class IndependentNoise(AdditiveNoise):
         normal = torch.randn(shape, generator=source, dtype=torch.float64, device="cpu")
         return self.mean + self.std_map(shape[1:]) * normal
 
+    def precision(self, exact: Tensor) -> Tensor:
+        return self.std_map(tuple(exact.shape[1:])).expand(exact.shape) ** -2
+
     def residual_log_prob(self, residual: Tensor) -> Tensor:
         std = self.std_map(tuple(residual.shape[1:]))
         each = std.log().flatten(1).mean(1) if std.dim() == residual.dim() else std.log().mean()
@@ -156,6 +168,10 @@ class PoissonGaussianNoise(Noise):
     def draw(self, exact: Tensor, source: torch.Generator) -> Tensor:
         normal = torch.randn(exact.shape, generator=source, dtype=exact.dtype, device="cpu")
         return exact + self._variance(exact).sqrt() * normal
+
+    def precision(self, exact: Tensor) -> Tensor:
+        variance = positive_std(self._variance(exact), exact)
+        return 1 / variance + (self.gain * (exact > 0) / variance).square() / 2  # of the mean, and of the variance
 
     def log_prob(self, y: Tensor, exact: Tensor) -> Tensor:
         variance = positive_std(self._variance(exact), y - exact)  # of exact = 0 it is read², which may underflow

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from companion import _support
 from companion.energy import Energy, Misfit, NoiseMisfit, SquaredMisfit
-from companion.measure.noise import IndependentNoise
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,12 @@ def gauss_newton(energy: Energy, z: Tensor) -> Metric:
     """The Gauss–Newton metric C = (I + Jᵀ Λ J)⁻¹ at latents z, [images, n], of a prior z ~ N(0, I).
 
     J is the Jacobian of the exact measurements f(G(z)), by n forward-mode products, each of which costs about one
-    evaluation. Λ is the precision of the measurements: 1/std² for normal noise, 2 for a sum of squares; times the
-    misfit's weight. z should be a mode: N(z, C) is then Laplace's approximation of the posterior.
+    evaluation. Λ is the precision of the measurements: their Fisher information, which is 1/std² for normal noise
+    (:meth:`companion.measure.Noise.precision`), or 2 for a sum of squares; times the misfit's weight. z should be a
+    mode: N(z, C) is then Laplace's approximation of the posterior.
 
-    Raises ValueError for an energy in image space, and for a misfit with another noise than independent normal noise.
+    Raises ValueError for an energy in image space, and for a misfit that is none of these or whose noise has no
+    precision.
     """
     if of_prior(energy).space != "z":
         raise ValueError(f"energy: got one in space {energy.space!r}; allowed: 'z'")
@@ -96,9 +97,10 @@ def gauss_newton(energy: Energy, z: Tensor) -> Metric:
     precision = torch.eye(n, dtype=z.dtype, device=z.device).repeat(len(z), 1, 1)
     for weight, term in energy.terms:
         if isinstance(term, Misfit):
+            weights = _precision(energy, term, z).to(z)
             columns = [_product(energy, term, z, direction) for direction in torch.eye(n, dtype=z.dtype).to(z.device)]
             jacobian = torch.stack(columns, -1)  # [images, m, n]
-            precision = precision + weight * jacobian.mT @ (_precision(term).to(z) * jacobian)
+            precision = precision + weight * jacobian.mT @ (weights * jacobian)
     values, vectors = torch.linalg.eigh(precision)
     return Metric(z, vectors * values.rsqrt()[:, None], n)
 
@@ -111,15 +113,11 @@ def _product(energy: Energy, misfit: Misfit, z: Tensor, direction: Tensor) -> Te
     return measured[1].flatten(1).detach()
 
 
-def _precision(misfit: Misfit) -> Tensor:
-    """Λ, [m, 1] or [1, 1]."""
+@torch.no_grad()
+def _precision(energy: Energy, misfit: Misfit, z: Tensor) -> Tensor:
+    """Λ, [images, m, 1] or [1, 1]."""
     if isinstance(misfit, SquaredMisfit):
         return torch.full((1, 1), 2.0)
-    noise = misfit.problem.noise if isinstance(misfit, NoiseMisfit) else None
-    if not isinstance(noise, IndependentNoise):
-        raise ValueError(
-            f"energy: got a {type(misfit).__name__} with {type(noise).__name__}; "
-            "allowed: SquaredMisfit, or NoiseMisfit with independent normal noise"
-        )
-    shape = misfit.operator.output_shape
-    return noise.std_map(shape).expand(shape).reshape(-1, 1) ** -2
+    if not isinstance(misfit, NoiseMisfit):
+        raise ValueError(f"energy: got a {type(misfit).__name__}; allowed: SquaredMisfit or NoiseMisfit")
+    return misfit.problem.noise.precision(misfit.operator.forward(energy.prior.decode(z))).flatten(1).unsqueeze(2)

@@ -214,3 +214,30 @@ def test_levels_of_each_image_normalise_its_own_density(shape):
     torch.testing.assert_close((y - exact) / wide, measure.GaussianNoise(1.0).sample(exact, 1) - exact)
     with pytest.raises(ValueError, match=r"LevelOfEach.draw: got shape \(3, .*for one image; allowed: \(1, "):
         measure.Problem(problem.operator, LevelOfEach(std, of_each=False)).observe(exact)
+
+
+@pytest.mark.parametrize(
+    ("noise", "exact"),
+    [
+        (measure.GaussianNoise(0.3), 0.7),
+        (measure.SinusoidalNoise(0.5, mean=0.7), -0.2),
+        (measure.PoissonGaussianNoise(0.5, 0.05), 0.2),
+        (measure.PoissonGaussianNoise(0.1, 0.05), -0.2),
+    ],
+)
+def test_the_precision_is_the_mean_square_of_the_score(noise, exact):
+    """The Fisher information, by quadrature over y; the camera's noise tells of f(x) by its variance too."""
+    y, at = torch.linspace(-4, 6, 200_001, dtype=torch.float64)[:, None], torch.tensor([[exact]], dtype=torch.float64)
+    place = at.expand_as(y).clone().requires_grad_()
+    log_prob = noise.log_prob(y, place)
+    (score,) = torch.autograd.grad(log_prob.sum(), place)
+    expected = torch.trapezoid(log_prob.exp() * score[:, 0].square(), y[:, 0])
+    torch.testing.assert_close(noise.precision(at)[0, 0], expected.detach(), rtol=1e-6, atol=0)
+
+
+def test_a_noise_that_does_not_say_its_precision_is_refused():
+    class Other(measure.Noise):
+        draw = log_prob = None
+
+    with pytest.raises(ValueError, match=r"noise: got Other, which has no precision; allowed: "):
+        Other().precision(uniform(4))

@@ -93,6 +93,53 @@ def test_the_metric_is_the_posterior_covariance_and_matches_autograd():
         sample.gauss_newton(image_space, z)
 
 
+class Abrupt(measure.AdditiveNoise):
+    """Laplace noise, which says nothing of a precision."""
+
+    def residual(self, shape, source):
+        return torch.randn(shape, generator=source, dtype=torch.float64)
+
+    def residual_log_prob(self, residual):
+        return -residual.abs().flatten(1).sum(1) - residual[0].numel() * math.log(2)
+
+
+class Thrice(measure.IndependentNoise):
+    """A level for each of three images."""
+
+    def std_map(self, shape):
+        return torch.tensor([[0.1], [0.2], [0.4]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("noise", [measure.PoissonGaussianNoise(0.1, 0.05), Thrice()], ids=["camera", "each image"])
+def test_a_metric_weighs_measurements_by_the_precision_of_their_noise(noise):
+    prior, z = priors.Linear(normal(6, 2), torch.ones(6).double()), normal(3, 2, seed=1)
+    problem = measure.Problem(measure.Identity((6,), "real"), noise)
+    misfit = energy.NoiseMisfit(problem, prior.decode(z))
+    metric = sample.gauss_newton(energy.Energy(prior, misfit, energy.LatentNorm(0.5, squared=True)), z)
+    weights = noise.precision(prior.decode(z))
+    expected = torch.linalg.inv(torch.eye(2) + torch.einsum("mi,km,mj->kij", normal(6, 2), weights, normal(6, 2)))
+    torch.testing.assert_close(metric.factor @ metric.factor.mT, expected)
+
+
+def test_a_noise_without_a_precision_is_refused_before_the_jacobian_is_paid_for():
+    prior, calls = priors.Linear(torch.eye(40).double()), []
+    decode = prior.decode
+    prior.decode = lambda z: calls.append(len(z)) or decode(z)
+    for misfit, message in (
+        (
+            energy.NoiseMisfit(measure.Problem(measure.Identity((40,), "real"), Abrupt()), normal(1, 40)),
+            "noise: got Ab",
+        ),
+        (
+            type("Own", (energy.Misfit,), {"__call__": None})(measure.Identity((40,), "real"), normal(1, 40)),
+            "energy: got",
+        ),
+    ):
+        with pytest.raises(ValueError, match=rf"{message}.*; allowed: "):
+            sample.gauss_newton(energy.Energy(prior, misfit), normal(1, 40))
+    assert len(calls) <= 1
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_an_image_is_sampled_alone_as_in_a_batch(name):
     case, run = LinearGaussian.of(images=3), SAMPLERS[name]
