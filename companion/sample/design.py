@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.energy import Energy, Generator, LatentNorm, NoiseMisfit
+from companion.energy import Energy, Generator, LatentNorm, NoiseMisfit, shaped
 from companion.measure.linear import Mask
 from companion.measure.noise import GaussianNoise
 from companion.measure.problem import Problem
@@ -23,7 +23,16 @@ SENSING = ("conditional", "variance", "epsilon", "order")
 OPTIMISATION = ("ucb", "thompson", "mean", "order")
 
 Posterior = Callable[[Tensor, Tensor, int], Tensor]
-"""(mask, y, round) → draws: boolean [images, *shape], measured values [images, m], → [draws, images, pixels]."""
+"""(mask, y, round) → draws: boolean [images, *shape], measured values [images, m], → [draws, images, pixels].
+
+The shape of what it returns is checked; draws before images, which nothing else can tell where the two are as many.
+"""
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""(drawn, taken) → scores of one image, once a round: draws [draws, pixels], boolean [pixels], → finite, [pixels].
+
+The highest scores say which pixels are measured next, of those that are not `taken` yet.
+"""
 
 
 class LatentPosterior:
@@ -173,7 +182,7 @@ def greedy(covariance: Tensor, number: int, std: float, taken: Tensor | None = N
 def adaptive_sensing(
     truth: Tensor,
     posterior: Posterior,
-    rule: str = "conditional",
+    rule: str | Rule = "conditional",
     *,
     rounds: int = 20,
     pixels: int = 5,
@@ -194,11 +203,13 @@ def adaptive_sensing(
         "variance": the pixels of largest variance, as published, neighbours of each other mostly. "conditional":
         :func:`greedy` of the draws' covariance. "epsilon": each round random pixels with probability `epsilon`, else
         "variance". "order": those of `order`, [pixels] or [images, pixels], first to last: fixed and random designs.
+        Or a function of an image's draws and taken pixels that gives scores: a :data:`Rule`.
 
     No pixel is measured twice: ValueError for more rounds than there are pixels for, and for an `order` that is too
-    short, repeats itself or belongs to another rule.
+    short, repeats itself or belongs to another rule; for draws and scores of another shape than they should have.
     """
-    _support.one_of("rule", rule, SENSING)
+    if not callable(rule):
+        _support.one_of("rule", rule, SENSING)
     epsilon = _support.number("epsilon", epsilon, "a number from 0 to 1", lambda v: 0 <= v <= 1)
 
     def choose(drawn: Tensor, taken: Tensor, image: int, round_: int) -> Tensor:
@@ -207,6 +218,8 @@ def adaptive_sensing(
             score = torch.rand(len(taken), generator=source, device="cpu").to(drawn)
         elif rule == "conditional":
             return greedy(torch.cov(drawn.mT), pixels, std, taken)
+        elif callable(rule):
+            score = _scores(rule, drawn, taken)
         else:
             score = drawn.var(0)
         return torch.where(taken, -torch.inf, score).topk(pixels).indices
@@ -217,7 +230,7 @@ def adaptive_sensing(
 def bayesian_optimisation(
     truth: Tensor,
     posterior: Posterior | None,
-    rule: str = "ucb",
+    rule: str | Rule = "ucb",
     *,
     rounds: int = 20,
     std: float = 0.05,
@@ -228,16 +241,19 @@ def bayesian_optimisation(
     """Look for an image's brightest pixel, one measured a round (Ang 2021, Algorithms 3 and 4).
 
     `rule`: "ucb", mean + `kappa` standard deviations of the draws; "thompson", one draw; "mean", which Ang's Algorithm
-    3 takes for a draw; "order", the pixels of `order`, here with repetitions too. The other parameters are those of
-    :func:`adaptive_sensing`.
+    3 takes for a draw; "order", the pixels of `order`, here with repetitions too; or a :data:`Rule`. The other
+    parameters are those of :func:`adaptive_sensing`.
     """
-    _support.one_of("rule", rule, OPTIMISATION)
+    if not callable(rule):
+        _support.one_of("rule", rule, OPTIMISATION)
     kappa = _support.number("kappa", kappa)
 
     def choose(drawn: Tensor, taken: Tensor, image: int, round_: int) -> Tensor:
         if rule == "thompson":
             source = _support.generator(seed, "thompson", image, round_)
             score = drawn[int(torch.randint(len(drawn), (1,), generator=source, device="cpu"))]
+        elif callable(rule):
+            score = _scores(rule, drawn, taken)
         else:
             score = drawn.mean(0) + (kappa * drawn.std(0) if rule == "ucb" else 0.0)
         return torch.where(taken, -torch.inf, score).topk(1).indices
@@ -245,7 +261,11 @@ def bayesian_optimisation(
     return _measure(truth, posterior, choose, rounds, 1, std, _checked(rule, order), seed, False)
 
 
-def _checked(rule: str, order: Tensor | None) -> Tensor | None:
+def _scores(rule: Rule, drawn: Tensor, taken: Tensor) -> Tensor:
+    return _support.finite("rule", shaped("rule", rule(drawn, taken), taken.shape))
+
+
+def _checked(rule: str | Rule, order: Tensor | None) -> Tensor | None:
     """The order, if the rule asks for one and it is of whole numbers."""
     if (order is None) == (rule != "order") and (order is None or getattr(order, "dtype", None) == torch.long):
         return order
@@ -303,4 +323,5 @@ def _draw(posterior: Posterior | None, taken: Tensor, noisy: Tensor, truth: Tens
     if posterior is None:
         raise ValueError("posterior: got None; allowed: a posterior, for every rule but 'order'")
     y = noisy[taken].view(len(noisy), -1)
-    return posterior(taken.view_as(truth), y, round_)
+    drawn = posterior(taken.view_as(truth), y, round_)
+    return shaped("posterior", drawn, (max(1, len(drawn)), *taken.shape))

@@ -170,3 +170,31 @@ def test_a_search_or_a_greedy_design_that_cannot_be_made_is_refused():
     assert (
         sample.bayesian_optimisation(IMAGES, None, "order", rounds=4, order=again).places.tolist() == [[3, 3, 3, 5]] * 2
     )
+
+
+def test_a_rule_of_ones_own_is_the_rule_that_it_writes():
+    def variance(drawn, taken):
+        assert drawn.shape == (300, 12) and taken.shape == (12,) and taken.dtype == torch.bool
+        return drawn.var(0)
+
+    options = {"rounds": 3, "std": 0.02}
+    own, named = (
+        sample.adaptive_sensing(IMAGES, gaussian(300), r, pixels=2, **options) for r in (variance, "variance")
+    )
+    assert torch.equal(own.places, named.places)
+    mean, by_mean = (
+        sample.bayesian_optimisation(IMAGES, gaussian(300), r, **options)
+        for r in (lambda drawn, _: drawn.mean(0), "mean")
+    )
+    assert torch.equal(mean.places, by_mean.places)
+    for wrong in (lambda drawn, taken: drawn, lambda drawn, taken: drawn.var(0) / 0):
+        with pytest.raises(ValueError, match=r"rule: got .*; allowed: "):
+            sample.adaptive_sensing(IMAGES, gaussian(9), wrong, rounds=1)
+
+
+@pytest.mark.parametrize("search", [sample.adaptive_sensing, sample.bayesian_optimisation])
+@pytest.mark.parametrize("wrong", [lambda x: x.transpose(0, 1), lambda x: x[..., :-1], lambda x: x[0], lambda x: x[:0]])
+def test_draws_of_another_shape_are_refused(search, wrong):
+    """[images, draws, pixels] was read as draws of other images."""
+    with pytest.raises(ValueError, match=r"posterior: got values of shape .*; allowed: a tensor of shape \(\d+, 2, 12"):
+        search(IMAGES, lambda *given: wrong(gaussian(9)(*given)), rounds=1)
