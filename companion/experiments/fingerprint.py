@@ -2,10 +2,13 @@
 
 The code is every module of the package that the experiment's module imports, directly or not, as syntax trees without
 docstrings: comments, layout and documentation do not count. What runs and stores experiments hands numbers on and makes
-none, so it does not count either.
+none, so it does not count either. Of an experiment outside the package its own file counts and what that imports of
+files that are neither installed (site-packages) nor Python's; not what is imported by a name made up at run time, nor
+the files that it reads.
 """
 
 import ast
+import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,11 +34,15 @@ def code(module: str) -> str:
     return sha256("\n".join(f"{name} {found[name]}" for name in sorted(found)))
 
 
-def examine(source: str) -> tuple[str, frozenset[str]]:
-    """Hash of a module's syntax tree without docstrings, and the package's modules that it imports."""
+def examine(source: str, own: str | None = None) -> tuple[str, frozenset[str]]:
+    """Hash of a module's syntax tree without docstrings, and the package's modules that it imports.
+
+    For a module outside the package `own` is what its relative imports start from, "" where there is nothing: then
+    modules of its author's count too.
+    """
     tree = _Bare().visit(ast.parse(source))
     # The tree of one text is written the same by every version of Python: ast.dump and ast.unparse change.
-    return sha256("".join(_written(tree))), frozenset(_imports(tree))
+    return sha256("".join(_written(tree))), frozenset(_imports(tree, own))
 
 
 def reads(paths: Iterable[Path]) -> dict[str, str]:
@@ -66,33 +73,57 @@ def _content_hash(path: Path, time: int, size: int) -> str:
 def _examined(module: str) -> tuple[str, frozenset[str]]:
     path = _path(module) or Path(getattr(sys.modules[module], "__file__", None) or "")
     if path.is_file():
-        return examine(path.read_text(encoding="utf-8"))
+        inside = module if path.stem == "__init__" else module.rpartition(".")[0]
+        return examine(path.read_text(encoding="utf-8"), None if module.startswith("companion.") else inside)
     # A notebook or standard input has no file; what Python runs stands for it.
     functions = [each for each in vars(sys.modules[module]).values() if inspect.isfunction(each)]
     own = [_instructions(each.__code__) for each in functions if each.__module__ == module]
-    return sha256("\n".join(own)), frozenset()
+    values = vars(sys.modules[module]).values()
+    used = {each.__name__ if inspect.ismodule(each) else str(getattr(each, "__module__", "")) for each in values}
+    return sha256("\n".join(own)), frozenset(name for name in used if _own(name) and _path(name))
 
 
 def _path(module: str) -> Path | None:
-    """Source of a module of the package, None for what is none."""
+    """Source of a module of the package or of the author of an experiment, None for what is neither."""
     first, *rest = module.split(".")
-    below = PACKAGE.joinpath(*rest)
-    candidates = [below.with_suffix(".py"), below / "__init__.py"] if rest and first == "companion" else []
+    top = (PACKAGE if rest else None) if first == "companion" else _own(first)
+    below = top and top.joinpath(*rest)
+    candidates = [below.with_suffix(".py"), below / "__init__.py"] if below else []
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
+@cache
+def _own(module: str) -> Path | None:
+    """Where a module outside the package lies, without suffix; None for what is installed, or comes with Python."""
+    first = module.split(".")[0]
+    if first in (*sys.stdlib_module_names, "companion", "__main__"):
+        return None
+    try:
+        spec = importlib.util.find_spec(first)  # of a first name, so that nothing is run
+    except ValueError:  # made by hand
+        return None
+    places = [] if spec is None else [*(spec.submodule_search_locations or []), spec.origin or ""]
+    place = Path(places[0]) if places else Path()
+    return None if not place.name or {"site-packages", "dist-packages"} & set(place.parts) else place.with_suffix("")
+
+
+def _imports(tree: ast.AST, own: str | None) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            base = node.module or ""
+            if node.level and own:
+                base = importlib.util.resolve_name("." * node.level + base, own)
+            names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
         for name in names:
             parts = name.split(".")
             # Python runs the packages on the way, too.
-            for chain in (".".join(parts[:length]) for length in range(2, len(parts) + 1)):
+            if own is None and parts[0] != "companion":
+                continue
+            for chain in (".".join(parts[:length]) for length in range(1, len(parts) + 1)):
                 if _path(chain) and (chain in MAKES_NUMBERS or not _is_framework(chain)):
                     yield chain
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import types
 from functools import cache
 
 import pytest
@@ -135,3 +136,48 @@ def test_files_of_the_store_are_recorded_and_their_changes_seen(tmp_path, monkey
     assert fingerprint.changed(read) == ["checkpoints/flow.safetensors"]
     flow.unlink()
     assert fingerprint.changed(read) == ["checkpoints/flow.safetensors"]
+
+
+FILES = {
+    "outsider.py": "import json\nimport torch\nimport helped as h\nfrom grouped.first import value\n",
+    "helped.py": "def factor():\n    from lately import more\n    return more\n",
+    "lately.py": "more = 1\n",
+    "grouped/__init__.py": "",
+    "grouped/first.py": "from . import second\nfrom .third import value\n",
+    "grouped/second.py": "",
+    "grouped/third.py": "value = 1\n",
+    "unrelated.py": "",
+}
+
+
+@pytest.mark.parametrize("module", ["outsider", "without_a_file"])
+def test_of_an_experiment_outside_the_package_the_authors_other_files_count(tmp_path, monkeypatch, module):
+    (tmp_path / "grouped").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    notebook = types.ModuleType("without_a_file")
+    monkeypatch.setitem(sys.modules, "without_a_file", notebook)
+    for name in ("helped", "grouped", "grouped.first", "grouped.second", "grouped.third"):
+        monkeypatch.setitem(sys.modules, name, None)  # so that after the test it is gone
+        del sys.modules[name]
+    exec(FILES["outsider.py"], vars(notebook))
+
+    def code():
+        fingerprint._examined.cache_clear()
+        fingerprint._own.cache_clear()
+        return fingerprint.code(module)
+
+    before, seen = code(), set()
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text + "x = 2\n")
+        if code() != before:
+            seen.add(name)
+        (tmp_path / name).write_text(text)
+    assert code() == before
+    fingerprint._examined.cache_clear()
+    fingerprint._own.cache_clear()
+    expected = set(FILES) - {"unrelated.py"}
+    # a notebook holds the value of a module that it does not hold
+    missed = {name for name in FILES if name.startswith("grouped")} | {"outsider.py"}
+    assert seen == (expected if module == "outsider" else expected - missed)
