@@ -21,6 +21,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "bayes",
     "data",
     "energy",
     "evaluate",
@@ -31,6 +32,7 @@ __all__ = [
     "recover",
     "sample",
     "show",
+    "training",
 ]
 
 

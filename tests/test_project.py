@@ -167,6 +167,14 @@ def test_version_is_the_same_everywhere() -> None:
     assert f"## {companion.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_packages_parts_load_by_their_names() -> None:
+    import companion
+
+    parts = {path.parent.name for path in (ROOT / "companion").glob("[a-z]*/__init__.py")} - {"grading"}
+    assert parts <= set(companion.__all__)
+    assert all(getattr(companion, part).__name__ == f"companion.{part}" for part in parts)
+
+
 def test_readme_explains_the_variables_of_make() -> None:
     named = re.findall(r"^\| `(\w+)=", README, re.MULTILINE)
     assert sorted(named) == sorted(re.findall(r"^(\w+) +\?=", MAKEFILE, re.MULTILINE))
