@@ -79,7 +79,8 @@ class Energy(Objective):
     Parameters
     ----------
     prior
-        Generator G; not changed, and best frozen: gradients are taken with respect to the variable only. One with
+        Generator G, a :class:`companion.priors.Prior` or what else has `shape`, `latent_dim` and `decode` (ValueError
+        otherwise); not changed, and best frozen: gradients are taken with respect to the variable only. One with
         batch normalisation must be in evaluation mode (ValueError otherwise).
     misfit
         Of the image; its operator takes images of the prior's shape, and its y has the prior's dtype and device.
@@ -105,6 +106,9 @@ class Energy(Objective):
             terms = [(1.0, misfit)] if penalty is None else [(1.0, misfit), (1.0, penalty)]  # type: ignore[list-item]
         elif misfit is not None or penalty is not None:
             raise ValueError("terms: got some, and a misfit or penalty besides; allowed: either")
+        if missing := [name for name in ("shape", "latent_dim", "decode") if not hasattr(prior, name)]:
+            given = f"prior: got {type(prior).__name__}, which has no {' and no '.join(missing)}"
+            raise ValueError(f"{given}; allowed: a priors.Prior, or what has all three")
         if isinstance(prior, nn.Module) and any(isinstance(m, _BatchNorm) and m.training for m in prior.modules()):
             raise ValueError(
                 f"prior: got {type(prior).__name__} whose batch normalisation is in training mode, where every pass "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.energy.terms import Misfit
+from companion.energy.terms import Misfit, checked_problem
 from companion.measure.linear import Scaling
 from companion.measure.noise import IndependentNoise, WidenedNoise, positive_std
 from companion.measure.nonlinear import LinearComposition, SignOf
@@ -47,7 +47,7 @@ class ProbitMisfit(Misfit):
     """
 
     def __init__(self, problem: Problem, y: Tensor) -> None:
-        super().__init__(problem.operator, y)
+        super().__init__(checked_problem(problem).operator, y)
         if not (self.y.abs() == 1).all():
             raise ValueError(f"y: got values from {float(y.min()):.3g} to {float(y.max()):.3g}; allowed: -1 and 1")
         self.noise = _independent(problem)
@@ -73,7 +73,7 @@ def linearised(problem: Problem, norm: float) -> Problem:
 
 
 def _signs(problem: Problem) -> SignOf:
-    if not isinstance(problem.operator, SignOf):
+    if not isinstance(checked_problem(problem).operator, SignOf):
         raise ValueError(f"problem: got the operator {type(problem.operator).__name__}; allowed: measure.SignOf")
     return problem.operator
 

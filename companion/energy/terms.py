@@ -21,13 +21,25 @@ def shaped(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
     return value
 
 
+def checked_problem(problem: Problem) -> Problem:
+    """The problem, if it is one and not an operator alone, else ValueError."""
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem: got {type(problem).__name__}; allowed: a measure.Problem(operator, noise)")
+    return problem
+
+
 class Misfit(ABC):
-    """How badly images explain measurements y, [batch, *operator.output_shape]; a subclass says it in ``__call__``."""
+    """How badly images explain measurements y, [batch, *operator.output_shape]; a subclass says it in ``__call__``.
+
+    ValueError for an operator that is no :class:`companion.measure.Operator`, and where y are not its measurements.
+    """
 
     operator: Operator
     y: Tensor
 
     def __init__(self, operator: Operator, y: Tensor) -> None:
+        if not isinstance(operator, Operator):
+            raise ValueError(f"operator: got {type(operator).__name__}; allowed: a measure.Operator")
         self.operator = operator
         self.y = operator.check_measurements(y).detach().clone()  # the caller may go on to write into his own
 
@@ -51,7 +63,7 @@ class NoiseMisfit(Misfit):
     """−log p(y | f(x)) in nats, for a problem with any noise model (Whang et al. 2020, eq. 12)."""
 
     def __init__(self, problem: Problem, y: Tensor) -> None:
-        super().__init__(problem.operator, y)
+        super().__init__(checked_problem(problem).operator, y)
         self.problem = problem
 
     def __call__(self, x: Tensor) -> Tensor:
