@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command in `arguments` (the process's own by default) and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
+        if getattr(options, "module", None):
+            _import(options.module)
         options.command(options)
     except KeyboardInterrupt:
         return _fail(130, "stopped; the same command goes on where it can")
@@ -45,6 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(code: int, message: str) -> int:
     print(f"companion: {_one_line(message)}", file=sys.stderr, flush=True)
     return code
+
+
+def _import(module: str) -> None:
+    sys.path.insert(0, os.getcwd())  # as `python -m` has it; worker processes take it over
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0]:
+            raise  # one that the module itself lacks
+        raise ValueError(f"module: got {module!r}; allowed: one in this folder or on PYTHONPATH, as my_work") from None
 
 
 def _print(text: str) -> None:
@@ -86,18 +98,23 @@ def _parser() -> argparse.ArgumentParser:
     spread = _Parser(add_help=False)
     spread.add_argument("--workers", type=int, default=1, metavar="N", help="processes of one thread each (default: 1)")
 
-    listing = command(commands, "list", _list, "experiments, their profiles, and what is stored")
+    outside = _Parser(add_help=False)
+    outside.add_argument("--module", metavar="MODULE", help="import it first: it declares experiments of your own")
+
+    listing = command(commands, "list", _list, "experiments, their profiles, and what is stored", outside)
     listing.add_argument("--json", action="store_true", help="as JSON")
     listing.add_argument("--out", type=_folder, help="look for results in this folder, not in the book's store")
 
-    run = command(commands, "run", _run, "run an experiment and store its result", place, spread)
+    run = command(commands, "run", _run, "run an experiment and store its result", place, spread, outside)
     run.add_argument("name", metavar="NAME", help="an experiment, as companion list shows it")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a setting")
     run.add_argument("--scheduler", metavar="ADDRESS", help="compute on this Dask cluster, as tcp://host:8786")
     run.add_argument("--seed", type=int, default=0, help="whole number >= 0 (default: 0)")
     run.add_argument("--fresh", action="store_true", help="use no finished parts of a run that was stopped")
 
-    verify = command(commands, "verify", _verify, "ask whether today's code gives the stored quick results", spread)
+    verify = command(
+        commands, "verify", _verify, "ask whether today's code gives the stored quick results", spread, outside
+    )
     verify.add_argument("names", nargs="*", metavar="NAME", help="experiments (default: all)")
     verify.add_argument("--out", type=_folder, help="results in this folder, not in the book's store")
 

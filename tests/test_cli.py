@@ -83,6 +83,7 @@ def call(capsys, *arguments):
         (["run", "test.tiny", "--store", "--set", "images=3"], "changes: got some"),
         (["run", "test.tiny", "--workers", "0"], "workers: got 0"),
         (["run", "test.nothing"], "(did you mean "),
+        (["run", "test.tiny", "--module", "no.such"], "module: got 'no.such'; allowed: one in this folder"),
         (["run", "test.tiny", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop"),
         (["run", "test.tiny", "--seed", "-1"], "seed: got -1"),
         (["run", "test.tiny", "--seed", "one"], "--seed"),
@@ -209,6 +210,18 @@ def test_a_run_without_a_folder_goes_to_runs_below_the_working_folder(tiny, monk
     assert (document["provenance"]["settings"]["images"], document["provenance"]["settings"]["label"]) == (3, "a b")
     assert call(capsys, "run", "test.tiny", "--out", "~/x")[0] == 0
     assert (tmp_path / "home" / "x" / "test.tiny" / "quick.json").is_file() and not (tmp_path / "~").exists()
+
+
+def test_a_module_of_the_working_folder_declares_experiments_of_ones_own(monkeypatch, capsys, tmp_path):
+    (tmp_path / "own_work.py").write_text("from tiny_experiment import *\n")
+    (tmp_path / "lacking.py").write_text("import no_such_module\n")
+    monkeypatch.setattr(sys, "path", [str(TINY), *filter(None, sys.path)])
+    monkeypatch.chdir(tmp_path)
+    for command in (["run", "test.tiny", "--out", "."], ["list", "--out", "."], ["verify", "test.tiny", "--out", "."]):
+        monkeypatch.delitem(sys.modules, "own_work", raising=False)
+        code, out, err = call(capsys, *command, "--module", "own_work")
+        assert code == 0 and "test.tiny" in out and "own_work" in sys.modules, err
+    assert call(capsys, "list", "--module", "lacking")[0] == 1
 
 
 def test_verify_exits_0_for_the_same_numbers_and_1_for_others(tiny, monkeypatch, capsys, tmp_path):
