@@ -73,9 +73,10 @@ def linearised(problem: Problem, norm: float) -> Problem:
 
 
 def _signs(problem: Problem) -> SignOf:
-    if not isinstance(checked_problem(problem).operator, SignOf):
-        raise ValueError(f"problem: got the operator {type(problem.operator).__name__}; allowed: measure.SignOf")
-    return problem.operator
+    operator = checked_problem(problem).operator
+    if not isinstance(operator, SignOf):
+        raise ValueError(f"problem: got the operator {type(operator).__name__}; allowed: measure.SignOf")
+    return operator
 
 
 def _independent(problem: Problem) -> IndependentNoise:
