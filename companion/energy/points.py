@@ -10,7 +10,10 @@ from companion.priors.base import standard_normal_log_density
 
 
 class Generator(Protocol):
-    """What an energy needs of a prior; :class:`companion.priors.base.Prior` has it."""
+    """What an energy needs of a prior; :class:`companion.priors.base.Prior` has it.
+
+    ``decode`` makes images, [batch, *shape], of flat latents, [batch, latent_dim], in their dtype.
+    """
 
     shape: tuple[int, ...]
     latent_dim: int
@@ -20,7 +23,12 @@ class Generator(Protocol):
 
 @runtime_checkable
 class Density(Protocol):
-    """What densities and image space need of a prior besides; :class:`companion.priors.flow.Flow` has it."""
+    """What densities and image space need of a prior besides; :class:`companion.priors.flow.Flow` has it.
+
+    ``domain`` is the open interval of pixels that it can represent, None for all numbers. ``encode_with_log_det`` gives
+    latents, [batch, latent_dim], and log|det dz/dx|, [batch]; ``decode_with_log_det`` images and log|det dx/dz|. Only
+    :func:`companion.sample.tweedie` needs ``log_prob(x)`` too.
+    """
 
     domain: tuple[float, float] | None
 
@@ -88,6 +96,8 @@ class ImagePoint(Point):
 
 
 def _density(prior: Any) -> Density:
-    if not isinstance(prior, Density):
-        raise ValueError(f"prior: got {type(prior).__name__}, which has no density; allowed: a flow")
+    needed = ("domain", "encode", "encode_with_log_det", "decode_with_log_det")
+    if missing := [name for name in needed if not hasattr(prior, name)]:
+        given = f"{type(prior).__name__}, which has no density: no {', '.join(missing)}"
+        raise ValueError(f"prior: got {given}; allowed: an energy.Density, such as a flow or priors.Linear")
     return prior

@@ -14,10 +14,12 @@ class Linear(Prior):
 
     `weight` is W, [n, latent_dim], `mean` [n] or [*shape], 0 by default, and `shape` that of one image of n numbers,
     (n,) by default. W and the mean are buffers: fixed numbers, such as a covariance's square root, that no training
-    changes. Where W is square and invertible there are ``encode`` and ``log_prob`` too; else, and where rounding hides
-    whether it is, they raise ValueError.
+    changes. Where W is square and invertible it is a flow: ``encode``, ``log_prob`` and the methods with
+    log-determinants work, and so does :func:`companion.recover.flow_map`, which finds what
+    :func:`companion.recover.gaussian_map` computes. Else, and where rounding hides whether it is, they raise ValueError.
     """
 
+    domain: None = None  # every real number
     weight: Tensor
     mean: Tensor
     _among_weights = ("weight", "mean")
@@ -45,6 +47,14 @@ class Linear(Prior):
         """Latents W⁻¹ (x − mean), [batch, n], of images x, [batch, *shape]."""
         inverse, _ = self._inverse()
         return (self._check_image(x).flatten(1) - self.mean) @ inverse.mT
+
+    def encode_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents W⁻¹ (x − mean), [batch, n], and −log|det W|, [batch]."""
+        return self.encode(x), -self._inverse()[1].expand(len(x))
+
+    def decode_with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Images mean + W z, [batch, *shape], and log|det W|, [batch]."""
+        return self.decode(z), self._inverse()[1].expand(len(z))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; mean, W Wᵀ) in nats, [batch]."""

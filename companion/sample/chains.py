@@ -142,7 +142,8 @@ def tweedie(flow: Generator, x: Tensor, std: float) -> Tensor:
     """
     std = _support.positive("std", std)
     if not hasattr(flow, "log_prob"):
-        raise ValueError(f"flow: got {type(flow).__name__}, which has no density; allowed: a flow")
+        given = f"{type(flow).__name__}, which has no density: no log_prob"
+        raise ValueError(f"flow: got {given}; allowed: a flow or priors.Linear")
     x = x.detach().clone().requires_grad_()
     (score,) = torch.autograd.grad(flow.log_prob(x).sum(), x)  # type: ignore[attr-defined]
     return (x + std**2 * score).detach()

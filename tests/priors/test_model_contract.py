@@ -81,6 +81,10 @@ def test_round_trips_log_determinants_and_both_densities(name, config):
     latent = torch.distributions.Normal(0, 1).log_prob(z).sum(1)
     stretched = torch.stack([torch.linalg.slogdet(jacobian(model.decode, row))[1] for row in z])
     torch.testing.assert_close(model.log_prob_latent(z), latent - stretched, rtol=1e-9, atol=1e-8)
+    (again, outward), (back, inward) = model.decode_with_log_det(z), model.encode_with_log_det(image)
+    assert torch.equal(again, image) and torch.equal(back, model.encode(image))
+    torch.testing.assert_close(outward, stretched, rtol=1e-9, atol=1e-8)
+    torch.testing.assert_close(inward, -outward, rtol=1e-9, atol=1e-8)
 
 
 @pytest.mark.parametrize("name, config", CASES)

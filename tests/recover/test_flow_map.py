@@ -30,6 +30,17 @@ def test_for_a_gaussian_prior_it_is_the_wiener_solution(problem, space, start):
     assert (found.x.flatten(1) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("space", ["z", "x"])
+def test_of_a_linear_flow_it_is_the_gaussian_map(space):
+    weight, mean = normal(12, 12, seed=5) / 4 + torch.eye(12).double(), normal(1, 3, 4, seed=6)
+    exact = recover.gaussian_map(OPERATOR, Y, weight, mean, 0.4)
+    prior = priors.Linear(weight, mean, (1, 3, 4))
+    found = recover.flow_map(prior, WHITE, Y, space=space, start="zero", max_iterations=2000)
+    assert (found.x - exact.x).abs().max() < 1e-4
+    known = recover.flow_map(prior, WHITE, Y, space=space, gaussian=(weight, mean), max_iterations=2000)
+    assert known.evaluations.max() < 10 and (known.x - exact.x).abs().max() < 1e-6
+
+
 def flow():
     return priors.Glow((1, 4, 4), levels=1, steps=2, width=8).double().eval().requires_grad_(False)
 
