@@ -273,7 +273,7 @@ def misfit(batch=2):
         (lambda: Energy(NoDensity(), misfit())(torch.rand(3, 2)), "another batch than the 2 images"),
         (
             lambda: Energy(NoDensity(), misfit(), FlowLikelihood(1.0))(torch.rand(2, 2)),
-            "got NoDensity, which has no density: no domain, encode, encode_with_log_det, decode_with_log_det; allowed:",
+            "which has no density: no domain, encode, encode_with_log_det, decode_with_log_det; allowed:",
         ),
         (lambda: Energy(NoDensity(), misfit(), LatentNorm(1.0), "x")(torch.rand(2, 1, 2, 2)), "has no density"),
     ],

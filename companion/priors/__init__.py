@@ -8,7 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from companion.priors.base import MODELS, Prior
-from companion.priors.checkpoint import load, names, save
+from companion.priors.checkpoint import load, names, register, save
 from companion.priors.conditioning import GaussianConditioning, HaarConditioning
 from companion.priors.fields import GaussianField
 from companion.priors.flow import Check, Flow

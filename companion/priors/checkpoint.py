@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from companion import _reads, _support
 from companion.priors.base import DTYPES, MODELS, Prior
+
+Kind = TypeVar("Kind", bound=type[Prior])
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -57,6 +59,21 @@ def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
     return _support.sha256(*parts)
 
 
+def register(kind: Kind) -> Kind:
+    """Let :func:`save`, :func:`load` and :func:`companion.training.averaged` know a class of your own: a decorator.
+
+    A checkpoint holds the class's name and its arguments (numbers, text, tuples), but no code: import the class, which
+    registers it, before you load. Defined anew, in a notebook, a class takes its predecessor's place. ValueError for
+    what is no :class:`Prior` with a constructor of its own, and for the name of a model of this package.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Prior) and hasattr(kind.__init__, "__wrapped__")):  # as noted
+        raise ValueError(f"kind: got {kind!r}; allowed: a subclass of Prior or Flow that has its own __init__")
+    if MODELS.get(kind.__name__, kind).__module__ != kind.__module__:
+        raise ValueError(f"kind: got {kind.__name__}, a name that is taken; allowed: not {', '.join(sorted(MODELS))}")
+    MODELS[kind.__name__] = kind
+    return kind
+
+
 def save(prior: Prior, path: str | Path, card: dict[str, Any] | None = None, half: bool = False) -> Path:
     """Write `prior` to a safetensors file, with its model card (data, licence, budget, scores) if there is one.
 
@@ -66,7 +83,8 @@ def save(prior: Prior, path: str | Path, card: dict[str, Any] | None = None, hal
     path, kind = Path(path), type(prior)
     if MODELS.get(kind.__name__) is not kind:
         known = ", ".join(sorted(MODELS))
-        raise ValueError(f"prior: got a {kind.__name__}, which load does not know; allowed: {known}")
+        allowed = f"{known}, or a class of your own after priors.register({kind.__name__})"
+        raise ValueError(f"prior: got a {kind.__name__}, which load does not know; allowed: {allowed}")
     tensors = prior.state_dict()
     if half:
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
@@ -111,7 +129,8 @@ def build(path: Path, about: dict[str, Any], tensors: dict[str, Tensor], dtype: 
     _support.one_of("dtype", dtype, DTYPES)
     try:
         kind, config = about["model"], about["config"]
-        _support.one_of("model", kind, MODELS)
+        if kind not in MODELS:
+            raise ValueError(f"no model {kind!r}: a class of your own needs priors.register first")
         prior: Prior = MODELS[kind](**{name: _argument(value) for name, value in config.items()}).to(dtype)
         for key, own in prior.state_dict().items():
             if key in tensors and tensors[key].is_floating_point() != own.is_floating_point():

@@ -15,8 +15,8 @@ class Linear(Prior):
     `weight` is W, [n, latent_dim], `mean` [n] or [*shape], 0 by default, and `shape` that of one image of n numbers,
     (n,) by default. W and the mean are buffers: fixed numbers, such as a covariance's square root, that no training
     changes. Where W is square and invertible it is a flow: ``encode``, ``log_prob`` and the methods with
-    log-determinants work, and so does :func:`companion.recover.flow_map`, which finds what
-    :func:`companion.recover.gaussian_map` computes. Else, and where rounding hides whether it is, they raise ValueError.
+    log-determinants work, and :func:`companion.recover.flow_map` finds what :func:`companion.recover.gaussian_map`
+    computes. Else, and where rounding hides whether it is, they raise ValueError.
     """
 
     domain: None = None  # every real number

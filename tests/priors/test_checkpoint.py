@@ -13,6 +13,7 @@ from flow_cases import rand, tiny
 from safetensors.torch import save_file
 
 from companion import _support, priors, training
+from companion.priors import base, checkpoint
 from companion.priors.bijections import ActNorm, Chain
 from companion.priors.checkpoint import read_tensors, write_tensors
 from companion.training.recipes import RECIPES
@@ -174,6 +175,33 @@ def test_a_class_that_load_does_not_know_is_refused_before_anything_is_written(t
         with pytest.raises(ValueError, match=r"prior: got a (Mine|Flow), which load does not know; allowed: .*GAN, "):
             priors.save(model, tmp_path / "mine.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_class_of_a_users_own_is_saved_loaded_and_averaged_once_it_is_registered(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "MODELS", dict(priors.MODELS))
+    monkeypatch.setattr(checkpoint, "MODELS", base.MODELS)
+
+    class Mine(priors.PointFlow):
+        def __init__(self, widths=(4, 4)):
+            super().__init__(len(widths), widths[0])
+
+    flow, path = Mine(), tmp_path / "mine.safetensors"
+    with pytest.raises(ValueError, match=r"or a class of your own after priors.register\(Mine\)"):
+        priors.save(flow, path)
+    assert priors.register(Mine) is Mine
+    flow = Mine((3, 3, 3))
+    schedule = training.Schedule(steps=2, batch_size=4)
+    points, running = rand(8, 2, dtype=torch.float32), tmp_path / "mine.training"
+    training.fit(flow, points, training.PointLikelihood(), schedule, checkpoint=running, progress=False)
+    for again in (priors.load(priors.save(flow, path)), training.averaged(running)):
+        assert type(again) is Mine and torch.equal(again.log_prob(points), flow.log_prob(points))
+    del base.MODELS["Mine"]
+    with pytest.raises(ValueError, match=r"no model 'Mine': a class of your own needs priors.register first"):
+        priors.load(path)
+    taken = type("Glow", (priors.Glow,), {})
+    for wrong, message in ((taken, "got Glow, a name that is taken"), (priors.Flow, "its own __init__"), (3, "got 3;")):
+        with pytest.raises(ValueError, match=message):
+            priors.register(wrong)
 
 
 def test_half_precision_is_stored_only_where_it_holds_the_weights(tmp_path):
