@@ -88,6 +88,8 @@ def finite(name: str, value: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         given = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
         hint = " (pixels from 0 to 255: divide by 255)" if given == "torch.uint8 tensor" else ""
+        if isinstance(value, Tensor) and value.is_complex():
+            hint = " (complex numbers: as real pairs, torch.view_as_real)"
         raise ValueError(f"{name}: got {given}; allowed: a floating-point torch.Tensor{hint}")
     if not torch.isfinite(value).all():
         bad = int((~torch.isfinite(value)).sum())

@@ -4,7 +4,7 @@ from companion.measure import masks
 from companion.measure.base import LinearOperator, Operator, check_adjoint
 from companion.measure.elliptic import EllipticPDE
 from companion.measure.flow_noise import FlowNoise
-from companion.measure.linear import Blur, Downsample, Gaussian, Identity, Mask, PerImage, Scaling
+from companion.measure.linear import Blur, Downsample, Fourier, Gaussian, Identity, Mask, PerImage, Scaling
 from companion.measure.noise import (
     AdditiveNoise,
     GaussianNoise,

@@ -1,4 +1,4 @@
-"""Linear operators: identity, masks, dense Gaussian matrices, blur and downsampling."""
+"""Linear operators: identity, masks, dense Gaussian matrices, Fourier transforms, blur and downsampling."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -140,6 +140,33 @@ class Gaussian(LinearOperator):
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         return (y @ self._matrix(y)).unflatten(1, self.shape)
+
+
+class Fourier(LinearOperator):
+    """Some frequencies of an image's Fourier transform (magnetic resonance, one coil): real pairs, [batch, C, m, 2].
+
+    ``torch.view_as_complex(y)`` are the m complex measurements of a channel, of the orthonormal transform. The mask is
+    boolean, [H, W], True where a frequency is measured, alike in all `channels`; frequency zero lies in its middle, at
+    [H // 2, W // 2]. A noise's standard deviation is that of the real and of the imaginary part each.
+    """
+
+    def __init__(self, mask: Tensor, channels: int = 1, domain: str = "image") -> None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 2 or not mask.any():
+            given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"mask: got {given}; allowed: a boolean tensor of shape [H, W], True at least once")
+        self._places = _plain(lambda: mask.detach().cpu().flatten().nonzero()[:, 0])
+        channels = _support.count("channels", channels)
+        super().__init__((channels, *mask.shape), (channels, len(self._places), 2), domain)
+
+    def apply(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.fftshift(torch.fft.fft2(x, norm="ortho"), (-2, -1)).flatten(2)
+        return torch.view_as_real(spectrum[:, :, self._places.to(x.device)])
+
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        measured = torch.view_as_complex(y.contiguous())
+        empty = measured.new_zeros(*y.shape[:2], math.prod(self.shape[1:]))
+        spectrum = empty.index_copy(2, self._places.to(y.device), measured).unflatten(2, self.shape[1:])
+        return torch.fft.ifft2(torch.fft.ifftshift(spectrum, (-2, -1)), norm="ortho").real.contiguous()
 
 
 class PerImage(LinearOperator):

@@ -30,6 +30,10 @@ OPERATORS = {
         lambda shape, seed: measure.Mask(torch.ones(shape, dtype=torch.bool, device="cpu")),
     ],
     measure.Gaussian: [lambda shape, seed: measure.Gaussian(shape, 1 + seed, seed)],
+    measure.Fourier: [
+        lambda shape, seed: measure.Fourier(masks.random_pixels(shape, 0.4, seed)[0], channels=shape[0]),
+        lambda shape, seed: measure.Fourier(torch.ones(shape[1:], dtype=torch.bool, device="cpu"), channels=shape[0]),
+    ],
     measure.PerImage: [
         lambda shape, seed: measure.PerImage([measure.Gaussian(shape, 5, seed + k) for k in range(3)]),
         lambda shape, seed: measure.PerImage([measure.Mask(mask) for mask in masks_of(shape, seed)]),
@@ -69,6 +73,22 @@ OPERATORS = {
     ],
 }
 SURROGATE_GRADIENT = [measure.SignOf]
+
+
+def test_fourier_measures_numpys_frequencies_under_a_mask_with_zero_in_the_middle():
+    mask, x = torch.zeros(5, 6, dtype=torch.bool), torch.rand(2, 3, 5, 6, dtype=torch.float64)
+    mask[2, 3], mask[0, 4], mask[4, 1] = True, True, True
+    spectrum = np.fft.fftshift(np.fft.fft2(x.numpy(), norm="ortho"), (2, 3))[:, :, [0, 2, 4], [4, 3, 1]]
+    y = measure.Fourier(mask, channels=3)(x)
+    np.testing.assert_allclose(torch.view_as_complex(y).numpy(), spectrum, atol=1e-12)
+    np.testing.assert_allclose(y[:, :, 1, 0], x.sum((2, 3)) / math.sqrt(30), atol=1e-12)
+    whole = measure.Fourier(torch.ones(5, 6, dtype=torch.bool), channels=3)
+    torch.testing.assert_close(whole.adjoint(whole(x)), x)
+    for wrong in (mask.double(), mask[None], mask[1], torch.zeros(2, 2, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"mask: got .*; allowed: a boolean tensor of shape \[H, W\]"):
+            measure.Fourier(wrong)
+    with pytest.raises(ValueError, match=r"y: got torch.complex128 tensor; .* \(complex numbers: as real pairs"):
+        whole.adjoint(torch.view_as_complex(whole(x))[..., None].expand(-1, -1, -1, 2))
 
 
 def test_gaussian_entries_have_variance_one_over_m():
