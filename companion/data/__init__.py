@@ -75,10 +75,10 @@ def folder(path: str | Path, split: str = "train", size: int = 32) -> Images:
     Pictures are turned as their EXIF data say; 16 bits become 8; transparent ones lie on white; grey ones are given
     three equal channels. Each is shrunk by averaging f x f pixels, f the largest whole number that leaves its shorter
     side at least five times `size`, and by 2f, and cut by sliding windows, [3, size, size], with strides of 3/4 and 1/2
-    of `size`; nearly constant windows are left out. In the order of the hashes of the pictures' paths below the folder
-    (SHA-256), the first twentieth is for validation, the last for testing, one at least, the rest for training: so
-    hardly any picture changes sides where others are added. The first crops are one of each picture, then another of
-    each; `Images.photo` is the picture's number in the order of the paths.
+    of `size` and a last window at the far edge; nearly constant windows are left out. In the order of the hashes of the
+    pictures' paths below the folder (SHA-256), the first twentieth is for validation, the last for testing, one at
+    least, the rest for training: so hardly any picture changes sides where others are added. The first crops are one of
+    each picture, then another of each; `Images.photo` is the picture's number in the order of the paths.
 
     Raises ValueError for a path that is no folder or holds no picture of the split, and, naming the file, for a picture
     that can't be read, is smaller than `size`, or where every crop of the split is nearly constant.
@@ -94,7 +94,7 @@ def folder(path: str | Path, split: str = "train", size: int = 32) -> Images:
         raise ValueError(
             f"path: got {path} with {n} pictures; allowed: at least {SPLITS.index(split) + 1} for {split!r}"
         )
-    windows = [_photos.windows(_decode.picture(files[k]), size, files[k]) for k in wanted]
+    windows = [_photos.windows(_decode.picture(files[k]), size, files[k], flush=True) for k in wanted]
     images, photo = _photos.interleave(windows, wanted)
     if not len(images):
         raise ValueError(f"path: got {path} with nearly constant pictures only; allowed: pictures that show something")

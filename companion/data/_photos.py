@@ -59,18 +59,20 @@ def crops(name: str, split: str, size: int) -> tuple[Tensor, Tensor]:
     return torch.cat(parts), torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
 
 
-def windows(picture: Tensor, size: int, file: Path | None = None) -> Tensor:
+def windows(picture: Tensor, size: int, file: Path | None = None, flush: bool = False) -> Tensor:
     """Windows of a photograph [3, height, width] at two scales, [N, 3, size, size].
 
     At the largest scale that leaves its shorter side at least five times `size` with strides of 3/4 of the size, and at
-    half of it with strides of 1/2. ValueError naming `file` for a photograph smaller than `size`.
+    half of it with strides of 1/2; with `flush`, where the strides leave a margin, a last window lies at the far edge.
+    Without, the crops of "photographs", which stored priors were trained on, stay what they were. ValueError naming
+    `file` for a photograph smaller than `size`.
     """
     shorter = min(picture.shape[1:])
     if shorter < size:
         given = "{1}x{0}".format(*picture.shape[1:])
         raise ValueError(f"{file}: got a picture of {given} pixels; allowed: at least {size}x{size}")
     factor = max(1, shorter // (5 * size))
-    return _pyramid(picture, size, (factor, 2 * factor), (max(1, 3 * size // 4), max(1, size // 2)))
+    return _pyramid(picture, size, (factor, 2 * factor), (max(1, 3 * size // 4), max(1, size // 2)), flush)
 
 
 def interleave(photographs: list[Tensor], numbers: list[int] | None = None) -> tuple[Tensor, Tensor]:
@@ -120,16 +122,22 @@ def _read(name: str) -> Tensor:
     return _decode.picture(Path(spec.origin).parent / folder / name)
 
 
-def _cut(picture: Tensor, size: int, stride: int) -> Tensor:
+def _cut(picture: Tensor, size: int, stride: int, flush: bool = False) -> Tensor:
     """Windows of a picture in reading order, [N, 3, size, size], without the nearly constant ones."""
     if min(picture.shape[1:]) < size:
         return picture.new_empty(0, 3, size, size)
-    cut = picture.unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size)
+    lasts = [side - size for side in picture.shape[1:]]
+    starts = [sorted({*range(0, last + 1, stride), last} if flush else range(0, last + 1, stride)) for last in lasts]
+    rows, columns = map(torch.tensor, starts)
+    cut = picture.unfold(1, size, 1).unfold(2, size, 1)[:, rows[:, None], columns]
+    cut = cut.permute(1, 2, 0, 3, 4).reshape(-1, 3, size, size)
     deviation = cut.float().var((2, 3), correction=0).mean(1).sqrt() / 255
     return cut[deviation >= FLAT]
 
 
-def _pyramid(picture: Tensor, size: int, factors: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+def _pyramid(
+    picture: Tensor, size: int, factors: tuple[int, ...], strides: tuple[int, ...], flush: bool = False
+) -> Tensor:
     """Windows of one photograph at every factor, with its stride."""
-    cut = [_cut(_decode.shrink(picture, f), size, stride) for f, stride in zip(factors, strides, strict=True)]
+    cut = [_cut(_decode.shrink(picture, f), size, stride, flush) for f, stride in zip(factors, strides, strict=True)]
     return torch.cat(cut)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from companion import _support, data
 from companion._support import PROFILES
@@ -225,6 +226,8 @@ def train_recipe(
         curve = LearningCurve(**read_tensors(running)[1]["progress"]["curve"])
         return save(model, path, facts | _card(model, criterion, curve, model.card["step"], test))
     with distributed.process_group(device) as own_device:
+        if pictures is not None and progress and distributed.rank() == 0:
+            tqdm.write(facts["data"])
         curve = fit(
             model,
             train,
@@ -256,9 +259,12 @@ def _source(
         own = Path(pictures).name
         stem, source, licence = f"{name}-{own}", f"the folder {own}", "that of the pictures; not known here"
         read = partial(data.folder, pictures)
-    splits = [read(split, recipe.size).images for split in data.SPLITS]
+    sets = [read(split, recipe.size) for split in data.SPLITS]
     sides = f" at {recipe.size}×{recipe.size}" if recipe.size else ""
-    about = f"{source}, training split, {len(splits[0])} images{sides}"
+    about = f"{source}, training split, {len(sets[0])} images{sides}"
+    if pictures is not None and (photo := sets[0].photo) is not None:
+        about += f" of {len(photo.unique())} pictures"
+    splits = [each.images for each in sets]
     return stem, splits, {"name": stem, "profile": profile, "data": about, "licence of the data": licence}
 
 

@@ -51,10 +51,10 @@ def test_the_documented_example_trains_recovers_and_compares(pictures, capsys):
     assert list(found) == ["own flow", "shipped flow", "total variation"]
     # a flow of 20 steps knows little; what the others know holds for soft pictures, too
     nothing = -10 * ((data.folder("pictures", "test")[:4] - 0.5) ** 2).mean((1, 2, 3)).log10().mean()
-    assert min(float(found[method]) for method in list(found)[1:]) > nothing + 3
+    assert min(float(found[method]) for method in list(found)[1:]) > nothing + 2
     card = priors.load("runs/glow-photos32-pictures.safetensors").card
     trained = len(data.folder("pictures"))
-    assert card["data"] == f"the folder pictures, training split, {trained} images at 32×32"
+    assert card["data"] == f"the folder pictures, training split, {trained} images at 32×32 of 4 pictures"
 
 
 @pytest.mark.parametrize(
