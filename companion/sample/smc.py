@@ -79,6 +79,10 @@ def smc(
     effective sample size is `ess` of their number; then they are resampled (systematically) and moved by Hamiltonian
     steps, scaled by their own standard deviations.
 
+    The defaults suit some ten latents. On a Gaussian posterior of 48, 100 particles with 3 moves gave log-evidences
+    0.4 nats too low (standard deviation 0.6) and variances 8 % too small; 10 moves, or 400 particles, variances 2 % too
+    small and log-evidences without a visible bias.
+
     Parameters
     ----------
     energy
