@@ -1,5 +1,6 @@
 """The papers' estimators: an energy, a start, and a minimiser."""
 
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -110,11 +111,15 @@ def flow_map(
         linear measurements with independent normal noise; "zero", z = 0; "y", z = G⁻¹(y), for noisy images; "normal",
         z ~ N(0, I). Default: "gaussian" where there is such an estimate, else "zero".
     gaussian
-        Factor and mean of a Gaussian prior, from :func:`companion.priors.gaussian_of` of training images.
+        Factor and mean of a Gaussian prior, from :func:`companion.priors.gaussian_of` of training images. Without a
+        linear operator and an independent normal noise it is left out, as `reason` says: give a `start` of your own.
     restarts, seed
         Number of starts z ~ N(0, I) of "normal", of which the best in energy is kept, as in :func:`gan_latent`.
     method, options
         Of :func:`minimise`.
+
+    The density of a flow of bare drawings has spikes where pixels are exactly black, and its mode is no image: for
+    digits load "glow-mnist-smooth", which was trained on noisy ones, not "glow-mnist".
 
     Raises ValueError for wrong shapes, NaN, or options out of range.
     """
@@ -136,7 +141,11 @@ def flow_map(
     tries = _support.count("restarts", restarts) if how == "normal" else 1
     with torch.no_grad():
         starts = [z if space == "z" else prior.decode(z) for z in map(latents, range(tries))]
-    return reduce(_better, (minimise(energy, variable, method, **options) for variable in starts))
+    found = reduce(_better, (minimise(energy, variable, method, **options) for variable in starts))
+    if start is None and gaussian is not None and exact is None:
+        reason = [f"{why}; started from zero, as there is no Gaussian estimate" for why in found.reason]
+        return replace(found, reason=reason)
+    return found
 
 
 def _gaussian_estimate(problem: Problem, y: Tensor, gaussian: tuple[Tensor, Tensor] | None) -> Tensor | None:

@@ -85,6 +85,9 @@ def test_the_starts_are_what_they_say():
     wiener = recover.gaussian_map(images.operator, y, *gaussian(prior), 0.3).x
     for space in ("z", "x"):
         torch.testing.assert_close(first(gaussian=gaussian(prior), space=space).x, wiener)
+    camera = measure.Problem(images.operator, measure.PoissonGaussianNoise())
+    unused = recover.flow_map(prior, camera, y, gaussian=gaussian(prior), max_evaluations=1)
+    assert not unused.z.any() and all("started from zero, as there is no Gaussian" in why for why in unused.reason)
     given = normal(3, 12, seed=1)
     torch.testing.assert_close(first(start=given).z, given)
     few = [first(start="normal", seed=3, restarts=k) for k in (1, 4)]
