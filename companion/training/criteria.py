@@ -67,11 +67,14 @@ class PointLikelihood(Criterion):
 
 
 class Likelihood(PointLikelihood):
-    """Maximum likelihood of dequantised images, in bits per dimension (flows)."""
+    """Maximum likelihood of dequantised images, in bits per dimension (flows; ValueError for one without pixels)."""
 
     unit = "bits/dim"
 
     def inputs(self, model: Any, batch: Tensor, draw: torch.Generator) -> tuple[Tensor, ...]:
+        if getattr(model, "pixels", None) is None:
+            given = f"criterion: got {type(self).__name__} for a {type(model).__name__} without pixels"
+            raise ValueError(f"{given}; allowed: PointLikelihood, or a flow made with pixels=PixelMap()")
         return (model.pixels.dequantise(batch, draw),)
 
     def surprise(self, model: Any, *inputs: Tensor) -> Tensor:

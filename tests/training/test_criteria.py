@@ -10,8 +10,10 @@ from companion.training import (
     Adversarial,
     Criterion,
     Elbo,
+    Likelihood,
     PointLikelihood,
     Schedule,
+    SmoothedLikelihood,
     WeightNormLikelihood,
     fit,
 )
@@ -150,3 +152,10 @@ def test_sliced_wasserstein_is_scipys_distance_along_each_direction():
 def test_a_negative_penalty_is_refused():
     with pytest.raises(ValueError, match="decay"):
         WeightNormLikelihood(-1.0)
+
+
+@pytest.mark.parametrize("criterion", [Likelihood(), SmoothedLikelihood()])
+def test_a_flow_without_pixels_has_no_bits_per_dimension(criterion):
+    message = rf"criterion: got {type(criterion).__name__} for a PointFlow without pixels; allowed: PointLikelihood"
+    with pytest.raises(ValueError, match=message):
+        fit(PointFlow(2, 5), images(12, (2,)), criterion, SHORT)
