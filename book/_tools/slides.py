@@ -1,8 +1,10 @@
 """Slides of each part, made from its chapters: `make slides`.
 
-A slide for each section: its title, the sentence that carries the idea (the first with words in bold, else the first),
-its formulas and theorem, and its figure with caption; another slide for each further figure. The pages need no network:
-pictures stand in them, and MathJax lies beside them.
+A slide for each section that has something to show: its title, the sentence that carries the idea (the first with words
+in bold, else the first), its formulas and theorem, and its figure with caption; another slide for each further figure. A
+table has a slide only in a section without figures, and there the first; a section that has a sentence alone has none.
+What is taller than the window gets smaller letters, and is scrolled by the keys before they turn it. The pages need no network: pictures stand in them, and
+MathJax lies beside them.
 """
 
 import argparse
@@ -40,7 +42,9 @@ ITEM = re.compile(r"^(?:[-*]|\d+\.) +(.+(?:\n +.+)*)", re.MULTILINE)
 TABLE = re.compile(r"(?:^\|.*\|\n?)+", re.MULTILINE)
 CELL = re.compile(r"(?<=\|)(?:[^|\n\\]|\\.)+(?=\|)")
 FORMULAS, WORDS = 2, 12  # on a slide: formulas at most, words of an idea at least
+LONG = 12  # rows of a table, from which on it is set smaller
 SOURCES = parse_file(str(BOOK / "references.bib")).entries
+TABULAR = "companion-table"
 KINDS = {"fig": "the figure", "tab": "the table"}
 
 
@@ -129,6 +133,8 @@ def slide(title: str, parts: list[str], kind: str = "") -> str:
     shown = [f"<div>{part}</div>" for part in parts if part.strip()]
     top = shown.pop(0) if parts[0].strip() else ""
     columns = f'<div class="columns">{"".join(shown)}</div>' if shown else ""
+    if any(part.count("<tr") > LONG for part in parts):
+        kind = "long"
     return f'<section class="{kind}"><h2>{MARKDOWN.renderInline(title)}</h2>{top}{columns}</section>'
 
 
@@ -139,7 +145,8 @@ def section_slides(section: Section) -> Iterator[str]:
         f"<aside><b>{MARKDOWN.renderInline(box['title'])}</b>{rendered(box['body'])}</aside>"
         for box in boxed(section.text, "prf:theorem")[:1]
     )
-    more = list(section.figures)
+    pictures = [text for text in section.figures if TABULAR not in text[:60]]
+    more = pictures or section.figures[:1]
     if re.search("reproduced|Pitfalls", section.title):
         table = TABLE.search(CELL.sub(lambda m: SENTENCE.split(m[0])[0], outside))
         items = [
@@ -151,7 +158,9 @@ def section_slides(section: Section) -> Iterator[str]:
         text = outside if section.title == "Take away" else idea(section.text)
         formulas = FORMULA.findall(outside)[:FORMULAS]
         parts = [rendered("\n\n".join(formulas)), rendered(text) + theorem]
-        if more and "companion-table" in more[0]:  # wide: beneath, not beside
+        if not (more or theorem or formulas or section.title == "Take away"):
+            return
+        if more and TABULAR in more[0][:60]:  # wide: beneath, not beside
             parts = ["".join(parts), more.pop(0)]
         elif more:
             parts.append(more.pop(0))
