@@ -261,7 +261,7 @@ def _source(
         read = partial(data.folder, pictures)
     sets = [read(split, recipe.size) for split in data.SPLITS]
     sides = f" at {recipe.size}×{recipe.size}" if recipe.size else ""
-    about = f"{source}, training split, {len(sets[0])} images{sides}"
+    about = f"{source}, training split, {len(sets[0].images)} images{sides}"
     if pictures is not None and (photo := sets[0].photo) is not None:
         about += f" of {len(photo.unique())} pictures"
     splits = [each.images for each in sets]
