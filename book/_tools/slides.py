@@ -3,8 +3,8 @@
 A slide for each section that has something to show: its title, the sentence that carries the idea (the first with words
 in bold, else the first), its formulas and theorem, and its figure with caption; another slide for each further figure. A
 table has a slide only in a section without figures, and there the first; a section that has a sentence alone has none.
-What is taller than the window gets smaller letters, and is scrolled by the keys before they turn it. The pages need no network: pictures stand in them, and
-MathJax lies beside them.
+What is taller than the window gets smaller letters, and is scrolled by the keys before they turn it. The pages need no
+network: pictures stand in them, and MathJax lies beside them.
 """
 
 import argparse
