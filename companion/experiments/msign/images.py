@@ -103,7 +103,7 @@ PHOTOGRAPHS = Settings(
     pixels="uniform",
     trial=100,
     updates=600,
-    draws=1,
+    draws=3,
     marks=5,
     sets=(),
 )
@@ -127,6 +127,7 @@ PHOTOGRAPHS = Settings(
             images=12,
             validation=12,
             training=300,
+            draws=1,
             shown=2,
         ),
         "laptop": PHOTOGRAPHS,
