@@ -21,8 +21,9 @@ from IPython.core.inputtransformer2 import TransformerManager
 from companion import grading
 from companion.cli import main
 from companion.grading import master
-from companion.grading.grade import _cells, isolation
 from companion.grading.master import source
+from companion.grading.sandbox import isolation
+from companion.grading.submissions import code_cells
 
 Cells = list[dict[str, Any]]
 
@@ -480,10 +481,10 @@ def test_the_same_code_twice_is_remarked_in_the_table_alone(folder: Path, tmp_pa
 def test_another_assignment_is_recognised(folder: Path) -> None:
     task = grading.load(folder)
     for name in grading.names():
-        cells, remarks, _ = _cells(json.dumps(grading.load(name).student).encode(), task)
+        cells, remarks, _ = code_cells(json.dumps(grading.load(name).student).encode(), task)
         assert cells and remarks == [f"the submission looks like the assignment {name}"]
-        assert _cells(json.dumps(grading.load(name).student).encode(), grading.load(name))[1] == []
-    assert _cells(json.dumps(task.student).encode(), task)[1] == []
+        assert code_cells(json.dumps(grading.load(name).student).encode(), grading.load(name))[1] == []
+    assert code_cells(json.dumps(task.student).encode(), task)[1] == []
 
 
 def test_marks_name_their_versions_and_other_code_marks_anew(
@@ -494,7 +495,9 @@ def test_marks_name_their_versions_and_other_code_marks_anew(
     assert first == again
     assert first["made with"]["torch"] == torch.__version__ in (tmp_path / "marks" / "a.html").read_text()
     for package in ("1", "2"):
-        monkeypatch.setattr(sys.modules[_cells.__module__], "_made_with", {"flow-priors": package, "torch": "1"}.copy)
+        monkeypatch.setattr(
+            sys.modules[grading.grade.__module__], "_made_with", {"flow-priors": package, "torch": "1"}.copy
+        )
         made = grading.grade([tmp_path / "a.ipynb"], folder, tmp_path / "marks.csv")[0]
         assert made["made with"]["flow-priors"] == package
 
