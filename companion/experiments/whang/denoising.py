@@ -22,6 +22,7 @@ from companion.experiments.whang import sets
 
 TV_ITERATIONS = 1000
 BY_PIXEL = " by pixel"
+LATE, BLIND = "vae, late start", "asim, blind start"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,9 @@ class Settings:
     noises: Mapping[str, tuple[float, ...]]  # kinds with their levels
     # for each method, what validation images choose from: β of "map"; γ of ‖z‖² beside −log p(y | x) for "latent" and
     # "vae", and beside squared residuals, in units of the mean noise variance, for "asim"; multiples of the root mean
-    # square noise level for "bm3d", "bm3d stabilised" and "tv", by pixel, too
+    # square noise level for "bm3d", "bm3d stabilised" and "tv", by pixel, too; the weights of "vae" and "asim" where
+    # these begin elsewhere: "vae, late start" at the encoded Gaussian estimate, "asim, blind start" at the estimate of
+    # the Gaussian that has one noise level
     weights: Mapping[str, tuple[float, ...]]
     images: int
     tuned_on: int = 8  # validation images
@@ -61,6 +64,7 @@ class Search:
 
 _BM3D = (0.5, 0.7, 1.0, 1.2, 1.4, 2.0)
 _TV = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+_VAE = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _WEIGHTS: dict[str, tuple[float, ...]] = {
     "map": (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5),
     "latent": (0.2, 0.5, 1.0, 1.4, 2.0, 2.8, 4.0),  # 1/2 is the posterior of z
@@ -76,7 +80,7 @@ _DIGITS = Settings(
     flow="glow-mnist-smooth",
     vae="vae-mnist",
     noises={"sinusoidal": (0.3, 1.0, 2.0), "radial": (0.5, 1.0, 2.0)},
-    weights=_WEIGHTS | {"vae": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)},
+    weights=_WEIGHTS | {"vae": _VAE},
     images=100,
     budget=80,
 )
@@ -152,6 +156,21 @@ def tiles(settings: Settings, context: Context) -> tuple[dict, dict]:
     return _compare(settings, context)
 
 
+@experiment(
+    "whang.denoising-starts",
+    paper="Whang et al. 2021",
+    shows="Fig. 2, 3 in kind, on digits: what VAE and Asim's loss owe to their start",
+    profiles={
+        "quick": _quick(_DIGITS, "digits", "gaussian", **{LATE: (1.0, 2.0), BLIND: (2.0,)}),
+        "laptop": replace(_DIGITS, weights={LATE: _VAE, BLIND: _WEIGHTS["asim"]}),
+    },
+    tolerances={"*psnr*": 0.03},
+)
+def starts(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Begins the VAE's search where the flow's begins, and that of Asim's loss where the levels are unknown."""
+    return _compare(settings, context)
+
+
 def _problem(
     settings: Settings, part: Part, split: str, number: int, kind: str, level: float
 ) -> tuple[Tensor, measure.Problem, Tensor]:
@@ -197,9 +216,14 @@ def _solver(
     if method == "bm3d stabilised":
         return lambda weight: _stabilised(problem.noise, y, std, weight)
     likely = NoiseMisfit(problem, y)
+
+    factor, mean = sets.gaussian(settings.data, settings.size, part.device)
+
+    def gaussian(level: Tensor | float) -> recover.Result:
+        return recover.gaussian_map(operator, y, factor, mean, level)
+
     if method.endswith(BY_PIXEL):
-        factor, mean = sets.gaussian(settings.data, settings.size, part.device)
-        rough = recover.gaussian_map(operator, y, factor, mean, std)
+        rough = gaussian(std)
         if method.startswith("gaussian"):  # convex but for the logarithms of σ
             energy = Energy(
                 priors.Linear(factor.to(y), mean.to(y), operator.shape), likely, LatentNorm(0.5, squared=True)
@@ -210,20 +234,21 @@ def _solver(
         scalings = [measure.Scaling(operator.shape, rms / each) for each in std.view(-1, *operator.shape)]
         whiten = scalings[0] if len(scalings) == 1 else measure.PerImage(scalings)
         return lambda weight: recover.tv(whiten, whiten(y), weight * rms, max_iterations=TV_ITERATIONS)
-    if method == "vae":
+    if method in ("vae", LATE):
         vae = shared.prior(part, settings.vae)
-        start = vae.encode(y.clamp(0, 1))
+        start = vae.encode((gaussian(std).x if method == LATE else y).clamp(0, 1))
         return lambda weight: recover.minimise(Energy(vae, likely, LatentNorm(weight, squared=True)), start, **options)
-    if method == "gaussian" or settings.start == "gaussian":
-        known = sets.gaussian(settings.data, settings.size, part.device)
-        exact = recover.gaussian_map(operator, y, *known, std)
-        if method == "gaussian":
-            return lambda _: exact
+    if method == "gaussian":
+        exact = gaussian(std)
+        return lambda _: exact
     flow = shared.prior(part, settings.flow)
-    z0 = flow.encode(exact.x) if settings.start == "gaussian" else recover.start(flow, y)
+    if settings.start == "gaussian":
+        z0 = flow.encode(gaussian(rms if method == BLIND else std).x)
+    else:
+        z0 = recover.start(flow, y)
     if method == "map":
         return lambda weight: recover.flow_map(flow, problem, y, weight, start=z0, **options)
-    if method == "asim":
+    if method in ("asim", BLIND):
         return lambda weight: recover.flow_latent(flow, operator, y, weight * rms**2, squared=True, z0=z0, **options)
     return lambda weight: recover.minimise(Energy(flow, likely, LatentNorm(weight, squared=True)), z0, **options)
 
