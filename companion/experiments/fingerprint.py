@@ -21,6 +21,9 @@ from companion._support import sha256, store
 PACKAGE = Path(__file__).parents[1]
 MAKES_NUMBERS = {"companion.experiments.shared", "companion.experiments.problems"}
 
+_Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_Import = ast.Import | ast.ImportFrom
+
 
 def code(module: str) -> str:
     """Hash of the code that the functions of `module` (imported already) can reach."""
@@ -40,9 +43,10 @@ def examine(source: str, own: str | None = None) -> tuple[str, frozenset[str]]:
     For a module outside the package `own` is what its relative imports start from, "" where there is nothing: then
     modules of its author's count too.
     """
-    tree = _Bare().visit(ast.parse(source))
+    words, imports = list[str](), list[_Import]()
     # The tree of one text is written the same by every version of Python: ast.dump and ast.unparse change.
-    return sha256("".join(_written(tree))), frozenset(_imports(tree, own))
+    _write(ast.parse(source), words, imports)
+    return sha256("".join(words)), frozenset(_imports(imports, own))
 
 
 def reads(paths: Iterable[Path]) -> dict[str, str]:
@@ -107,17 +111,15 @@ def _own(module: str) -> Path | None:
     return None if not place.name or {"site-packages", "dist-packages"} & set(place.parts) else place.with_suffix("")
 
 
-def _imports(tree: ast.AST, own: str | None) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _imports(found: Iterable[_Import], own: str | None) -> Iterator[str]:
+    for node in found:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = node.module or ""
             if node.level and own:
                 base = importlib.util.resolve_name("." * node.level + base, own)
             names = [f"{base}.{alias.name}" for alias in node.names]
-        else:
-            continue
         for name in names:
             parts = name.split(".")
             # Python runs the packages on the way, too.
@@ -132,33 +134,30 @@ def _is_framework(module: str) -> bool:
     return module.rpartition(".")[0] == "companion.experiments" or module == "companion.experiments"
 
 
-class _Bare(ast.NodeTransformer):
-    """Drops docstrings, and imports for type checkers alone."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
-            ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:]
-        return super().generic_visit(node)
-
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        return None if ast.unparse(node.test).endswith("TYPE_CHECKING") else self.generic_visit(node)
-
-
-def _written(node: object) -> Iterator[str]:
+def _write(node: object, words: list[str], imports: list[_Import]) -> None:
+    """Add the words of a tree, and its imports, without docstrings and imports for type checkers alone."""
     if isinstance(node, ast.AST):
-        yield f"({type(node).__name__}"
-        for name, value in ast.iter_fields(node):
+        words.append(f"({type(node).__name__}")
+        if isinstance(node, _Import):
+            imports.append(node)
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, list):
+                start = name == "body" and isinstance(node, _Scope) and ast.get_docstring(node, clean=False) is not None
+                value = [each for each in value[start:] if not _for_type_checkers(each)]
             if value is not None and value != []:
-                yield f" {name}="
-                yield from _written(value)
-        yield ")"
+                words.append(f" {name}=")
+                _write(value, words, imports)
+        words.append(")")
     elif isinstance(node, list):
         for each in node:
-            yield from _written(each)
+            _write(each, words, imports)
     else:
-        yield repr(node)
+        words.append(repr(node))
+
+
+def _for_type_checkers(node: object) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def _instructions(code: CodeType) -> str:
