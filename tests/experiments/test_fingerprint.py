@@ -109,20 +109,28 @@ def test_a_change_far_away_is_seen_by_those_that_can_reach_it(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_code_without_a_file_is_hashed_by_what_it_computes():
+def test_code_without_a_file_is_hashed_by_what_it_computes(monkeypatch):
     code = """
-from companion.experiments import experiment, fingerprint
-@experiment("some.thing", paper="", shows="", profiles={"quick": {}})
+from companion.experiments import fingerprint
 def thing(settings, context):
     return {"m": [m + 1 for m in range(3)]}, {}
-print(fingerprint.code("__main__"))
+found = fingerprint.code("__main__")
 """
+    kept = []  # alive, so that no second function has the address of a first
 
     def declare(text):
-        return subprocess.run([sys.executable, "-"], input=text, capture_output=True, text=True, check=True).stdout
+        kept.append(types.ModuleType("__main__"))
+        monkeypatch.setitem(sys.modules, "__main__", kept[-1])
+        exec(text, vars(kept[-1]))
+        fingerprint._examined.cache_clear()
+        return vars(kept[-1])["found"]
 
-    first, again, other = map(declare, (code, code + "\n", code.replace("m + 1", "m + 2")))
-    assert len(first.strip()) == 64 and first == again != other
+    declared = [declare(code), declare(code + "\n"), declare(code.replace("m + 1", "m + 2"))]
+    monkeypatch.undo()
+    run = subprocess.run([sys.executable, "-"], input=code + "print(found)", capture_output=True, text=True, check=True)
+    fingerprint._examined.cache_clear()
+    first, again, other = declared
+    assert len(first) == 64 and first == again == run.stdout.strip() != other
 
 
 def test_files_of_the_store_are_recorded_and_their_changes_seen(tmp_path, monkeypatch):
