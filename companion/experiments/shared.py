@@ -39,9 +39,12 @@ def images(part: Part, name: str, split: str, number: int, size: int | None = No
 
     With `spread`, images at equal distances from the whole split: neighbours may be of one class or one photograph.
     """
-    every = data_set(name, split, size)
+    every = data_set(name, split, size) if split == "train" else _held_out(name, split, size)
     number = min(number, len(every))
-    return (every[torch.arange(number) * len(every) // number] if spread else every[:number]).to(part.device)
+    chosen = torch.arange(number)
+    return every[chosen * len(every) // number if spread else chosen].to(
+        part.device
+    )  # a copy, of which all may be done
 
 
 def data_set(name: str, split: str, size: int | None = None) -> data.Images | Tensor:
@@ -50,6 +53,12 @@ def data_set(name: str, split: str, size: int | None = None) -> data.Images | Te
         return data.load(name, split, size)
     border = (size - 20) // 2
     return pad(interpolate(data.load(name, split)[:], size=(20, 20), mode="bilinear").clamp(0, 1), [border] * 4)
+
+
+@lru_cache(maxsize=4)
+def _held_out(name: str, split: str, size: int | None) -> data.Images | Tensor:
+    """Read once a process: every part of a run asks for the same images. Of training images there may be gigabytes."""
+    return data_set(name, split, size)
 
 
 def prior(part: Part, name: str) -> Any:
