@@ -23,8 +23,14 @@ def compressed(
     Draws differ in matrix and noise. Choose on validation images with a draw of its own ("validation").
     """
     seed = seed_of(part, "draw", draw)
-    problem = measure.Problem(measure.Gaussian(tuple(truth.shape[1:]), m, seed), measure.GaussianNoise.of_norm(norm, m))
+    problem = measure.Problem(_matrix(tuple(truth.shape[1:]), m, seed), measure.GaussianNoise.of_norm(norm, m))
     return problem, problem.observe(truth, seed)
+
+
+@lru_cache(maxsize=2)  # of validation and of test images
+def _matrix(shape: tuple[int, ...], m: int, seed: int) -> measure.Gaussian:
+    """Kept, since many parts of a run measure with the same: drawing it can take longer than what they do with it."""
+    return measure.Gaussian(shape, m, seed)
 
 
 @lru_cache(maxsize=4)
