@@ -96,19 +96,22 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, Any] | None = None
+        self._last: tuple[list[Tensor], Any] | None = None
 
     def __call__(self, tensors: Sequence[Tensor], make: Callable[[], Value]) -> Value:
         """What `make` gives for `tensors`, which are all that it depends on; nothing is differentiated."""
-        with torch.inference_mode(False), torch.no_grad():
-            now = torch.cat([t.flatten() for t in tensors])
-            last = self._last
-            if last is None or last[0].dtype != now.dtype or last[0].device != now.device or not last[0].equal(now):
-                self._last = last = now, make()
+        last = self._last
+        if last is None or not all(map(_equal, tensors, last[0])):
+            with torch.inference_mode(False), torch.no_grad():
+                self._last = last = [t.clone() for t in tensors], make()
         return last[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_last": None}
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and one.equal(other)
 
 
 def _recording(init: Callable[..., None]) -> Callable[..., None]:

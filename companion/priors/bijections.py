@@ -38,7 +38,7 @@ class Bijection(nn.Module, ABC):
 
 def _at_every_site(log_det: Tensor, x: Tensor) -> Tensor:
     """[batch]: the log-determinant of a map that is the same at all positions (height × width; 1 for vectors) of x."""
-    return (log_det * x[0, 0].numel()).to(x.dtype).expand(x.shape[0])
+    return (log_det * x.shape[2:].numel()).to(x.dtype).expand(x.shape[0])
 
 
 class Chain(Bijection):
@@ -238,7 +238,9 @@ class ChannelMix(Bijection):
 
     def folded(self) -> "Folded":
         """The 1×1 convolutions of both directions; kept while no gradient of the parameters is wanted."""
-        tensors = [*self.parameters(), *self.buffers()]
+        # parameters() and buffers() would take longer to walk through than the tensors to compare
+        own = (held for part in (self.norm, self.mix) for held in (part._parameters, part._buffers))
+        tensors = [t for held in own for t in held.values() if t is not None]
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if wanted or transforming():
             return self._fold()
