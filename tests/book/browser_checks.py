@@ -1,6 +1,7 @@
 """What the built pages must keep when a browser opens them from the disk, without a network."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,21 +41,22 @@ class Visit:
     requests: list[str]
     failed: list[str]
     complaints: list[str]
+    loaded: float  # time.monotonic()
 
 
 @contextmanager
 def visit(context: BrowserContext, path: Path) -> Iterator[Visit]:
     """Open a file with every other host cut off, and wait until formulas are set."""
+    context.set_offline(True)  # a route for each request would ask this process about every file, too
     page = context.new_page()
-    seen = Visit(page, [], [], [])
+    seen = Visit(page, [], [], [], 0.0)
     page.on("request", lambda request: seen.requests.append(request.url))
     page.on("requestfailed", lambda request: seen.failed.append(request.url))
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     page.on("console", lambda line: seen.complaints.append(line.text) if line.type == "error" else None)
-    page.route(lambda url: url.startswith(("http:", "https:", "ws:", "wss:")), lambda route: route.abort())
     page.goto(path.resolve().as_uri(), wait_until="load")
+    seen.loaded = time.monotonic()
     page.evaluate("async () => { if (window.MathJax?.startup) await MathJax.startup.promise }")
-    page.wait_for_timeout(200)  # scripts that start after loading
     try:
         yield seen
     finally:
@@ -62,13 +64,27 @@ def visit(context: BrowserContext, path: Path) -> Iterator[Visit]:
 
 
 def no_other_host(seen: Visit) -> list[str]:
-    """Not one request leaves the disk."""
+    """Not one request leaves the disk; scripts that start after loading had a fifth of a second for theirs."""
+    seen.page.wait_for_timeout(max(0.0, 200 - 1000 * (time.monotonic() - seen.loaded)))
     return [f"asked for {url[:120]}" for url in seen.requests if not url.startswith(("file:", "data:", "blob:"))]
 
 
 def nothing_missing(seen: Visit) -> list[str]:
     """No request fails, no script raises, and the console shows no error."""
     return [f"failed: {url[:120]}" for url in seen.failed] + [f"console: {text[:120]}" for text in seen.complaints]
+
+
+def settle(page: Page) -> None:
+    """Wait until scripts and styles have followed a change: two frames, in which no transition is left half done."""
+    page.evaluate(
+        """async () => {
+            const frame = () => new Promise(done => requestAnimationFrame(done));
+            await frame();
+            for (const each of document.getAnimations())
+                if (each.effect?.getComputedTiming().endTime !== Infinity) each.finish();
+            await frame();
+        }"""
+    )
 
 
 def formulas_set(seen: Visit) -> list[str]:
@@ -103,7 +119,7 @@ def sliders_work(seen: Visit) -> list[str]:
         states = []
         for end in ("min", "max"):
             slider.evaluate(SLIDER_MOVE, slider.get_attribute(end) or {"min": "0", "max": "100"}[end])
-            seen.page.wait_for_timeout(50)
+            settle(seen.page)
             states.append(slider.evaluate(SLIDER_STATE))
         if states[0] == states[1] or not all(states):
             faults.append(f"slider {number} changes no picture")
@@ -128,7 +144,7 @@ def readable_in_both_modes(seen: Visit) -> list[str]:
     faults = []
     for mode in ("light", "dark"):
         seen.page.evaluate("mode => { document.documentElement.dataset.theme = mode }", mode)
-        seen.page.wait_for_timeout(50)
+        settle(seen.page)
         text, back = seen.page.evaluate(LUMINANCE)
         ratio = (max(text, back) + 0.05) / (min(text, back) + 0.05)
         if ratio < 4.5:
@@ -142,7 +158,7 @@ def resize(page: Page, size: ViewportSize) -> None:
     """Give the window a size, unless it has it: a long page is laid out anew each time, for half a second."""
     if page.viewport_size != size:
         page.set_viewport_size(size)
-        page.wait_for_timeout(100)  # scripts that follow the window's width
+        settle(page)
 
 
 def fits_a_phone(seen: Visit) -> list[str]:
@@ -164,10 +180,10 @@ def wide_things_say_so(seen: Visit) -> list[str]:
     """On a phone, a formula, table or code that goes on beyond the edge fades there, and no more at its end."""
     resize(seen.page, PHONE)
     boxes = seen.page.evaluate_handle(WIDE)
-    seen.page.wait_for_timeout(100)
+    settle(seen.page)
     start = boxes.evaluate(FADES)
     boxes.evaluate("boxes => boxes.forEach(e => { e.scrollLeft = e.scrollWidth })")
-    seen.page.wait_for_timeout(100)
+    settle(seen.page)
     end = boxes.evaluate(FADES)
     faults = [f"does not show that it goes on: {name}" for name, masked, size in start if not masked or size == "0rem"]
     return faults + [f"still fades at its end: {name}" for name, masked, size in end if masked and size != "0rem"]
@@ -190,8 +206,6 @@ def code_fits_the_desk(seen: Visit) -> list[str]:
 
 
 CHECKS: list[Callable[[Visit], list[str]]] = [
-    no_other_host,
-    nothing_missing,
     formulas_set,
     sliders_work,
     readable_in_both_modes,
@@ -199,4 +213,6 @@ CHECKS: list[Callable[[Visit], list[str]]] = [
     fits_a_phone,
     wide_things_say_so,
     figures_can_be_read,
+    no_other_host,  # at last, of all that was done before
+    nothing_missing,
 ]
