@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from operator_cases import PerImageNoise
 from scipy import stats
 
 from companion import measure
@@ -71,6 +72,11 @@ def test_both_are_the_same_alone_and_in_a_batch():
     x = images()
     for misfit in (PerceptronMisfit(AFTER, AFTER.observe(x)), ProbitMisfit(BEFORE, BEFORE.observe(x).sign())):
         torch.testing.assert_close(misfit.select([2, 0])(x[[2, 0]]), misfit(x)[[2, 0]])
+    noise = PerImageNoise(torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))
+    after, before = measure.Problem(AFTER.operator, noise), measure.Problem(LINEAR, noise)
+    for misfit in (PerceptronMisfit(after, after.observe(x)), ProbitMisfit(before, before.observe(x).sign())):
+        for chosen in ([2, 0], [2, 1, 0]):  # as many images in another order would have passed for the same ones
+            torch.testing.assert_close(misfit.select(chosen)(x[chosen]), misfit(x)[chosen])
 
 
 @pytest.mark.parametrize(

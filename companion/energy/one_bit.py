@@ -5,12 +5,14 @@ added before, y = sign(A x + δ) are bits, and their likelihood is smooth.
 """
 
 import math
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from companion import _support
 from companion.energy.terms import Misfit, checked_problem
+from companion.measure.base import Index, replaced
 from companion.measure.linear import Scaling
 from companion.measure.noise import IndependentNoise, WidenedNoise, positive_std
 from companion.measure.nonlinear import LinearComposition, SignOf
@@ -38,6 +40,9 @@ class PerceptronMisfit(Misfit):
         size = torch.where(value < 0, -value, value)  # |u|, with derivative 1 at 0, as SignOf counts it
         return ((size - (self.y - self.noise.mean) * value) / std.square()).flatten(1).sum(1)
 
+    def select(self, index: Index) -> Self:
+        return replaced(super().select(index), noise=self.noise.select(index))
+
 
 class ProbitMisfit(Misfit):
     """−Σ_j log Φ(y_j (A x + mean)_j / σ_j), in nats, for bits y = sign(A x + δ), ±1, with independent normal δ.
@@ -57,6 +62,9 @@ class ProbitMisfit(Misfit):
         value = self.operator.forward(x)
         std = self.noise.std_map(self.operator.output_shape).to(value.dtype).to(value.device)
         return -torch.special.log_ndtr(self.y * (value + self.noise.mean) / std).flatten(1).sum(1)
+
+    def select(self, index: Index) -> Self:
+        return replaced(super().select(index), noise=self.noise.select(index))
 
 
 def linearised(problem: Problem, norm: float) -> Problem:
