@@ -4,7 +4,8 @@ The code is every module of the package that the experiment's module imports, di
 docstrings: comments, layout and documentation do not count. What runs and stores experiments hands numbers on and makes
 none, so it does not count either. Of an experiment outside the package its own file counts and what that imports of
 files that are neither installed (site-packages) nor Python's; not what is imported by a name made up at run time, nor
-the files that it reads.
+the files that it reads. Of a notebook count its functions and classes, and the numbers and texts that these name; not
+other objects that its cells make, such as a tensor.
 """
 
 import ast
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 from companion._support import sha256, store
 
@@ -80,9 +82,12 @@ def _examined(module: str) -> tuple[str, frozenset[str]]:
         inside = module if path.stem == "__init__" else module.rpartition(".")[0]
         return examine(path.read_text(encoding="utf-8"), None if module.startswith("companion.") else inside)
     # A notebook or standard input has no file; what Python runs stands for it.
-    functions = [each for each in vars(sys.modules[module]).values() if inspect.isfunction(each)]
-    own = [_instructions(each.__code__) for each in functions if each.__module__ == module]
-    values = vars(sys.modules[module]).values()
+    held = vars(sys.modules[module])
+    parts = dict(_parts(held, module))
+    named = {name for part in parts.values() if isinstance(part, CodeType) for name in _names(part)} & held.keys()
+    parts |= {name: held[name] for name in named if _is_plain(held[name])}
+    own = [f"{name} {_instructions(parts[name])}" for name in sorted(parts)]
+    values = held.values()
     used = {each.__name__ if inspect.ismodule(each) else str(getattr(each, "__module__", "")) for each in values}
     return sha256("\n".join(own)), frozenset(name for name in used if _own(name) and _path(name))
 
@@ -160,7 +165,34 @@ def _for_type_checkers(node: object) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
-def _instructions(code: CodeType) -> str:
-    # repr() of an inner function holds an address, which no two processes share
-    constants = [_instructions(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"
+def _parts(held: Mapping[str, object], module: str, of: str = "") -> Iterator[tuple[str, object]]:
+    """By name, the code of what a module defines: functions, decorated ones too, and classes' methods and values."""
+    for name, each in held.items():
+        bare: Any = getattr(each, "fget", getattr(each, "__func__", each))  # of a property, of a class method
+        bare = inspect.unwrap(bare) if callable(bare) else bare
+        if of and not name.startswith("__") and _is_plain(bare):
+            yield f"{of}{name}", bare
+        elif getattr(bare, "__module__", None) == module and inspect.isfunction(bare):
+            yield f"{of}{name}", bare.__code__
+        elif getattr(bare, "__module__", None) == module and isinstance(bare, type):
+            yield from _parts(vars(bare), module, f"{of}{name}.")
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _names(each)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, bool | int | float | str) or (
+        isinstance(value, tuple | list) and all(map(_is_plain, value))
+    )
+
+
+def _instructions(part: object) -> str:
+    # repr() of an inner function holds an address, and that of a set has an order, which no two processes share
+    if isinstance(part, CodeType):
+        return f"{part.co_code.hex()} {part.co_names} {[_instructions(each) for each in part.co_consts]}"
+    return repr(sorted(map(repr, part)) if isinstance(part, frozenset) else part)

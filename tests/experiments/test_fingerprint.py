@@ -133,6 +133,56 @@ found = fingerprint.code("__main__")
     assert len(first) == 64 and first == again == run.stdout.strip() != other
 
 
+NOTEBOOK = """
+import functools, torch
+from companion import measure
+GAIN, WORDS = 2, ("a", "b")
+class Gain(measure.Operator):
+    power = 1
+    def apply(self, x):
+        return GAIN * x ** self.power
+    @property
+    def twice(self):
+        return 3
+    @staticmethod
+    def thrice(x):
+        return 4
+@torch.no_grad()
+def measured(x):
+    return Gain((1,), (1,))(x) if x.dtype in {"five", "six", "seven"} else lambda: WORDS
+unused = 8
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("GAIN * x", "GAIN + x", False),
+        ("GAIN, WORDS = 2", "GAIN, WORDS = 3", False),
+        ('"b")', '"c")', False),
+        ("power = 1", "power = 2", False),
+        ("return 3", "return 2", False),
+        ("return 4", "return 2", False),
+        ("(1,))(x)", "(1,))(2 * x)", False),
+        ('"five"', '"nine"', False),
+        ("unused = 8", "unused = 9", True),
+        ("import functools", "import json", True),
+    ],
+)
+def test_of_a_notebook_classes_decorated_functions_and_the_numbers_they_name_count(monkeypatch, old, new, same):
+    def code(text):
+        notebook = types.ModuleType("a_notebook")
+        monkeypatch.setitem(sys.modules, "a_notebook", notebook)
+        exec(text, vars(notebook))
+        fingerprint._examined.cache_clear()
+        return fingerprint.code("a_notebook")
+
+    before = code(NOTEBOOK)
+    assert old in NOTEBOOK and code(NOTEBOOK) == before
+    assert (code(NOTEBOOK.replace(old, new)) == before) == same
+    fingerprint._examined.cache_clear()
+
+
 def test_files_of_the_store_are_recorded_and_their_changes_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(fingerprint, "store", lambda: tmp_path)
     flow = tmp_path / "checkpoints" / "flow.safetensors"
