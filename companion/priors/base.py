@@ -117,18 +117,35 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _recording(init: Callable[..., None]) -> Callable[..., None]:
     """A constructor on the CPU that notes its arguments, defaults included, in `config` before it acts."""
     signature = inspect.signature(init)
+    others = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
 
     @functools.wraps(init)
     def recorded(self: Prior, *args: Any, **kwargs: Any) -> None:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
         _, *named = given.arguments.items()
+        named = [pair for pair in named if pair[0] != others] + list(given.arguments.get(others, {}).items())
         config = {name: _shape(value) if name in self._among_weights else _plain(value) for name, value in named}
         vars(self).setdefault("config", config)  # a subclass came first
         with torch.device("cpu"):  # where the random numbers are drawn, whatever the default device is
             init(self, *args, **kwargs)
+        whole = inspect.unwrap(init) is inspect.unwrap(type(self).__init__)  # not that of a class below
+        if whole and MODELS.get(type(self).__name__) is type(self):
+            check_storable(self)  # before it is trained
 
     return recorded
+
+
+def check_storable(prior: Prior) -> None:
+    """ValueError where a checkpoint would not give the arguments of a prior back."""
+
+    def holds(value: Any) -> bool:
+        return value is None or isinstance(value, int | float | str) or (type(value) is list and all(map(holds, value)))
+
+    for name, value in prior.config.items():
+        if name not in prior._among_weights and not holds(value):
+            allowed = "what a checkpoint holds: numbers, text, None, and tuples of these"
+            raise ValueError(f"{name}: got {type(value).__name__} for a {type(prior).__name__}; allowed: {allowed}")
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Checkpoints: safetensors files that hold a prior's weights, what builds it, and its model card. They run no code."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from companion import _reads, _support
-from companion.priors.base import DTYPES, MODELS, Prior
+from companion.priors.base import DTYPES, MODELS, Prior, check_storable
 
 Kind = TypeVar("Kind", bound=type[Prior])
 
@@ -64,10 +65,14 @@ def register(kind: Kind) -> Kind:
 
     A checkpoint holds the class's name and its arguments (numbers, text, tuples), but no code: import the class, which
     registers it, before you load. Defined anew, in a notebook, a class takes its predecessor's place. ValueError for
-    what is no :class:`Prior` with a constructor of its own, and for the name of a model of this package.
+    what is no :class:`Prior` with a constructor of its own, for one whose arguments have no names (``*args``), and for
+    the name of a model of this package; and, when one is built, for arguments that a checkpoint could not hold.
     """
     if not (isinstance(kind, type) and issubclass(kind, Prior) and hasattr(kind.__init__, "__wrapped__")):  # as noted
         raise ValueError(f"kind: got {kind!r}; allowed: a subclass of Prior or Flow that has its own __init__")
+    nameless = [p for p in signature(kind).parameters.values() if p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY)]
+    if nameless:
+        raise ValueError(f"kind: got {kind.__name__} with the argument {nameless[0]}; allowed: arguments with names")
     if MODELS.get(kind.__name__, kind).__module__ != kind.__module__:
         raise ValueError(f"kind: got {kind.__name__}, a name that is taken; allowed: not {', '.join(sorted(MODELS))}")
     MODELS[kind.__name__] = kind
@@ -78,13 +83,15 @@ def save(prior: Prior, path: str | Path, card: dict[str, Any] | None = None, hal
     """Write `prior` to a safetensors file, with its model card (data, licence, budget, scores) if there is one.
 
     With `half`, weights are stored as float16, in half the space; loaded, they are float32 again, rounded. Raises
-    ValueError for a class that :func:`load` does not know, and where a weight is too large for half precision.
+    ValueError for a class that :func:`load` does not know, for arguments that a checkpoint does not hold, and where a
+    weight is too large for half precision.
     """
     path, kind = Path(path), type(prior)
     if MODELS.get(kind.__name__) is not kind:
         known = ", ".join(sorted(MODELS))
         allowed = f"{known}, or a class of your own after priors.register({kind.__name__})"
         raise ValueError(f"prior: got a {kind.__name__}, which load does not know; allowed: {allowed}")
+    check_storable(prior)
     tensors = prior.state_dict()
     if half:
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
@@ -148,4 +155,4 @@ def _argument(value: Any) -> Any:
     """An argument as it was before it became JSON; a tensor's values come with the weights."""
     if isinstance(value, dict):
         return torch.zeros(value["tensor"])
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_argument, value)) if isinstance(value, list) else value

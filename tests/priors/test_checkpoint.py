@@ -204,6 +204,42 @@ def test_a_class_of_a_users_own_is_saved_loaded_and_averaged_once_it_is_register
             priors.register(wrong)
 
 
+def test_a_users_arguments_come_back_from_a_checkpoint_or_are_refused_when_it_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "MODELS", dict(priors.MODELS))
+    monkeypatch.setattr(checkpoint, "MODELS", base.MODELS)
+
+    @priors.register
+    class Passes(priors.PointFlow):
+        def __init__(self, pairs=((1, 2), (3, 4)), **rest):
+            assert pairs == ((1, 2), (3, 4))
+            super().__init__(**rest)
+
+    flow = Passes(couplings=2, width=4)
+    again = priors.load(priors.save(flow, tmp_path / "passes.safetensors"))
+    assert again.config == flow.config == {"pairs": [[1, 2], [3, 4]], "couplings": 2, "width": 4}
+
+    class Holds(priors.PointFlow):
+        def __init__(self, held):
+            super().__init__(2, 4)
+
+    flow = Holds({"a": 1})
+    priors.register(Holds)
+    for make in (lambda: priors.save(flow, tmp_path / "holds.safetensors"), lambda: Holds({"a": 1})):
+        with pytest.raises(ValueError, match="held: got dict for a Holds; allowed: what a checkpoint holds"):
+            make()
+    with pytest.raises(ValueError, match="held: got dtype for a Holds"):
+        Holds(torch.float64)
+
+    class Nameless(priors.PointFlow):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+
+    with pytest.raises(
+        ValueError, match=r"kind: got Nameless with the argument \*sizes; allowed: arguments with names"
+    ):
+        priors.register(Nameless)
+
+
 def test_half_precision_is_stored_only_where_it_holds_the_weights(tmp_path):
     model = tiny(dtype=torch.float32)
     small = priors.save(model, tmp_path / "half.safetensors", half=True)
