@@ -199,7 +199,7 @@ def train_recipe(
     has its own GPU.
 
     Raises ValueError for an unknown name or profile, for a folder that cannot be written, for pictures with a prior of
-    greyscale images or without `out`, and, unless `replace`, where the store's checkpoint is of a larger profile.
+    greyscale images or without `out`, and, unless `replace`, where the checkpoint that is there is of a larger profile.
     """
     _support.one_of("prior", name, recipe_names())
     _support.one_of("profile", profile, PROFILES)
@@ -207,8 +207,8 @@ def train_recipe(
     _support.writable("out", folder)  # asked before the work, so that no training ends with nowhere to go
     if not out and pictures is not None:
         raise ValueError("out: got none for a prior of other pictures than the store's; allowed: your own folder")
-    if not out and not replace:
-        _keep_larger(name, profile, folder / f"{name}.safetensors")
+    if not replace:
+        _keep_larger(profile, folder / f"{_stem(name, pictures)}.safetensors")
     if name in GAUSSIANS:
         if start is not None or export:
             raise ValueError(f"start, export: got one for {name}; allowed: neither, as nothing is trained")
@@ -254,10 +254,11 @@ def _source(
 ) -> tuple[str, list[Tensor], dict[str, Any]]:
     """Name of the checkpoint, images of the three splits, and what its card says of them."""
     chosen = (profile == "quick" and recipe.trial) or recipe.data
-    stem, source, licence, read = name, chosen, data.licence(chosen), partial(data.load, chosen)
+    stem, source, licence = _stem(name, pictures), chosen, data.licence(chosen)
+    read = partial(data.load, chosen)
     if pictures is not None:
-        own = Path(pictures).name
-        stem, source, licence = f"{name}-{own}", f"the folder {own}", "that of the pictures; not known here"
+        own = stem.removeprefix(f"{name}-")
+        source, licence = f"the folder {own}", "that of the pictures; not known here"
         read = partial(data.folder, pictures)
     sets = [read(split, recipe.size) for split in data.SPLITS]
     sides = f" at {recipe.size}×{recipe.size}" if recipe.size else ""
@@ -266,6 +267,11 @@ def _source(
         about += f" of {len(photo.unique())} pictures"
     splits = [each.images for each in sets]
     return stem, splits, {"name": stem, "profile": profile, "data": about, "licence of the data": licence}
+
+
+def _stem(name: str, pictures: str | Path | None) -> str:
+    """Name of the checkpoint's file."""
+    return name if pictures is None else f"{name}-{Path(pictures).expanduser().resolve().name}"
 
 
 def _store_gaussian(folder: Path, stem: str, splits: list[Tensor], facts: dict[str, Any]) -> Path:
@@ -298,7 +304,7 @@ def quality(path: str | Path) -> str:
     return f"{score} on {images} test images{steps}{trial}"
 
 
-def _keep_larger(name: str, profile: str, path: Path) -> None:
+def _keep_larger(profile: str, path: Path) -> None:
     """Raise ValueError where the checkpoint at `path` is of a larger profile; one that cannot be read is replaced."""
     try:
         stored = PROFILES.index(read_tensors(path)[1]["card"]["profile"])
@@ -306,7 +312,7 @@ def _keep_larger(name: str, profile: str, path: Path) -> None:
         return
     if PROFILES.index(profile) < stored:
         raise ValueError(
-            f"profile: got {profile!r}, but the stored {name} is of {PROFILES[stored]!r}; allowed: "
+            f"profile: got {profile!r}, but the stored {path.stem} is of {PROFILES[stored]!r}; allowed: "
             f"{', '.join(PROFILES[stored:])}, another folder (--out), or replace=True (--replace)"
         )
 

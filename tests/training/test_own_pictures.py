@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from companion import cli, data, priors, training
+from companion.training import recipes
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -67,3 +68,12 @@ def test_the_documented_example_trains_recovers_and_compares(pictures, capsys):
 def test_a_prior_of_grey_images_and_the_books_own_store_are_refused(pictures, name, out, message):
     with pytest.raises(ValueError, match=message):
         training.train_recipe(name, "quick", out=out, pictures="pictures")
+
+
+def test_the_checkpoint_has_the_folders_name_however_the_folder_is_written(pictures, monkeypatch):
+    monkeypatch.setattr(recipes, "_store_gaussian", lambda folder, stem, splits, facts: (stem, facts["data"]))
+    monkeypatch.chdir(pictures)
+    for written in (".", "more/..", str(pictures)):
+        stem, about = training.train_recipe("gaussian-photos32", "quick", out="../mine", pictures=written)
+        assert stem == "gaussian-photos32-pictures"
+        assert about.startswith("the folder pictures, training split")

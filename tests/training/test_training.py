@@ -444,8 +444,11 @@ def test_a_stored_checkpoint_is_replaced_by_a_lesser_one_only_when_asked_to(shop
     ):
         training.train_recipe("small", "quick", progress=False)
     assert shop.read_bytes() == before and [path.name for path in shop.parent.iterdir()] == [shop.name]
-    training.train_recipe("small", "quick", out=tmp_path / "mine", progress=False)
+    mine = training.train_recipe("small", "laptop", out=tmp_path / "mine", progress=False)
     assert shop.read_bytes() == before
+    with pytest.raises(ValueError, match="the stored small is of 'laptop'"):  # hours of work, not only in the store
+        training.train_recipe("small", "quick", out=tmp_path / "mine", progress=False)
+    assert priors.load(mine).card["profile"] == "laptop"
     for profile, options in (("laptop", {}), ("quick", {"replace": True}), ("quick", {}), ("paper", {})):
         assert training.train_recipe("small", profile, progress=False, **options) == shop
         assert priors.load("small").card["profile"] == profile
