@@ -451,12 +451,19 @@ def test_no_name_is_a_formula(folder: Path, tmp_path: Path, name: str) -> None:
 
 def test_a_folder_for_each_student(folder: Path, tmp_path: Path) -> None:
     given = tmp_path / "in"
-    for path in ("Ann_1/a.ipynb", "Bo_2/a.ipynb", "Bo_2/b.ipynb", ".git/c.ipynb", "Cy_3/._a.ipynb", ".d.ipynb"):
+    made = ["Ann_1/a.ipynb", "Bo_2/a.ipynb", "Bo_2/b.ipynb", ".git/c.ipynb", "Cy_3/._a.ipynb", ".d.ipynb"]
+    for path in (*made, "Di_4/unpacked/a.ipynb", "Ed_5/a.pdf", "__MACOSX/a.txt", "read me.txt"):
         (given / path).parent.mkdir(parents=True, exist_ok=True)
         (given / path).write_text("no notebook")
-    records = grading.grade([given], folder, tmp_path / "marks.csv")
-    assert [record["identifier"] for record in records] == ["Ann_1", "Bo_2 a", "Bo_2 b"]
-    assert (tmp_path / "marks" / "Ann_1.json").is_file()
+    for _ in range(2):  # the pages of the first time, which lie among the students', are nobody's
+        records = grading.grade([given], folder, given / "marks.csv")
+        assert [record["identifier"] for record in records] == ["Ann_1", "Bo_2 a", "Bo_2 b", "Cy_3", "Di_4", "Ed_5"]
+    assert (given / "marks" / "Ann_1.json").is_file()
+    remarks = {record["identifier"]: record["remarks"] for record in records}
+    assert remarks["Cy_3"] == remarks["Ed_5"] == ["the submission has no notebook"] != remarks["Di_4"]
+    (given / "solution.ipynb").write_text("no notebook")
+    with pytest.raises(ValueError, match=r"solution.ipynb beside .*Ann_1.*allowed: notebooks, or a folder a student"):
+        grading.grade([given], folder, tmp_path / "marks.csv")
     with pytest.raises(ValueError, match="one folder with a folder for each student"):
         grading.grade([given / "Ann_1", given / "Bo_2"], folder, tmp_path / "marks.csv")
 

@@ -40,7 +40,8 @@ def grade(
     ----------
     submissions
         Notebooks, whose names without ``.ipynb`` identify the students, or folders of them. A folder of folders, one
-        for each student, as Moodle makes it, has their names; where a student's has several notebooks, both names.
+        for each student, as Moodle makes it, has their names; where a student's has several notebooks, both names; one
+        without a notebook gets a remark.
     assignment
         Name of an assignment of this checkout, or a folder with a master.
     out
@@ -59,13 +60,13 @@ def grade(
     Raises
     ------
     ValueError
-        For a submission that is not there, two with one identifier, an assignment that is none, or a file `out`
-        that is not a table of this assignment.
+        For a submission that is not there, notebooks beside students' folders, two with one identifier, an assignment
+        that is none, or a file `out` that is not a table of this assignment.
     """
     task, out = load(assignment), Path(out)
     _support.count("workers", workers)
-    paths = notebooks(submissions)
     pages = out.with_suffix("")
+    paths = notebooks(submissions, pages)
     if pages == out:
         raise ValueError(f"out: got {out}; allowed: a file such as marks.csv")
     _support.writable("out", pages)
@@ -99,7 +100,7 @@ def _record(name: str, path: Path, task: Assignment, pages: Path) -> dict[str, A
         with path.open("rb") as file:
             content = file.read(SIZE + 1)
     except OSError as error:
-        content, failed = b"", f"cannot be read ({type(error).__name__})"
+        content, failed = b"", "has no notebook" if path.is_dir() else f"cannot be read ({type(error).__name__})"
     else:
         failed = ""
     digest = _support.sha256(content, task.digest, *_made_with().values())

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +12,16 @@ SIZE = 2**25  # bytes of a submission that are read
 _MASTERS = re.compile(r"\bgrading\b|\bmaster\.ipynb\b")  # what leads to the solutions
 
 
-def notebooks(submissions: Sequence[str | Path]) -> dict[str, Path]:
-    """Notebooks by student's identifier; ValueError where one is not there, none is, or two have one identifier."""
+def notebooks(submissions: Sequence[str | Path], pages: Path | None = None) -> dict[str, Path]:
+    """Notebooks by student's identifier, and the folders of students without one; `pages` is no student's.
+
+    ValueError where a submission is not there, none is a notebook, or two have one identifier.
+    """
     found: dict[str, Path] = {}
     for given in map(Path, submissions):
         if not given.exists():
             raise ValueError(f"submission: got {given}; allowed: a notebook or a folder that is there")
-        for name, path in _named(given):
+        for name, path in _named(given, pages and pages.resolve()):
             if found.setdefault(name, path) != path:
                 allowed = "a name of its own for each, or one folder with a folder for each student"
                 raise ValueError(f"submission: got {path} and {found[name]}; allowed: {allowed}")
@@ -28,15 +30,24 @@ def notebooks(submissions: Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
-def _named(given: Path) -> list[tuple[str, Path]]:
-    """Identifiers and notebooks: the notebooks' own names or, where each student has a folder, the folders'."""
+def _named(given: Path, pages: Path | None) -> list[tuple[str, Path]]:
+    """Identifiers and notebooks: the notebooks' own names or, where each student has a folder, the folders'.
+
+    A student's notebooks may lie deeper, as in an archive; a folder without one stands for its student all the same.
+    """
     if not given.is_dir():
         return [(given.stem, given)]
-    if paths := _visible(given, "*.ipynb"):
-        return [(path.stem, path) for path in paths]
-    paths = _visible(given, "*/*.ipynb")
-    several = Counter(path.parent for path in paths)
-    return [(path.parent.name + f" {path.stem}" * (several[path.parent] > 1), path) for path in paths]
+    alone, deeper = _visible(given, "*.ipynb"), _visible(given, "*/**/*.ipynb")
+    if alone and deeper:
+        raise ValueError(f"submission: got {alone[0]} beside {deeper[0]}; allowed: notebooks, or a folder a student")
+    if alone or not deeper:
+        return [(path.stem, path) for path in alone]
+    found = []
+    folders = [each for each in _visible(given, "*") if each.is_dir() and each.resolve() != pages]
+    for folder in (each for each in folders if not each.name.startswith("__")):  # as __MACOSX
+        paths = [path for path in deeper if folder in path.parents] or [folder]
+        found += [(folder.name + f" {path.stem}" * (len(paths) > 1), path) for path in paths]
+    return found
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
