@@ -162,7 +162,10 @@ def saving(
 
     def ratio(chosen: np.ndarray) -> float:
         curve = np.minimum.accumulate(one[:, chosen].mean(1))
-        return after / float(np.interp(-other[row, chosen].mean(), -curve, measured))
+        error = other[row, chosen].mean()
+        needed = float(np.interp(-error, -curve, measured))
+        # where several numbers give that very error, the interpolation takes the largest
+        return after / min([needed, *np.asarray(measured)[curve == error]])
 
     return Saving(*bootstrap(ratio, one.shape[1], resamples=resamples, seed=seed))
 
@@ -174,7 +177,7 @@ def bootstrap(
 
     It is given indices of images, [images]: all of them once, or drawn with replacement.
     """
-    number = _support.count("images", images)
+    number, resamples = _support.count("images", images), _support.count("resamples", resamples)
     source = _support.generator(seed, "bootstrap")
     drawn = torch.randint(number, (resamples, number), generator=source, device="cpu").numpy()
     low, high = np.quantile([statistic(chosen) for chosen in drawn], (0.025, 0.975))

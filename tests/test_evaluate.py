@@ -186,6 +186,13 @@ def test_errors_that_fall_like_one_over_pixels_save_the_ratio_of_their_constants
             evaluate.saving(errors, one, measured, 60)
 
 
+def test_a_saving_counts_the_fewest_measurements_of_several_with_the_same_error():
+    errors = np.array([[0.3, 0.3], [0.1, 0.1], [0.2, 0.2]])  # its mean does not fall with the most
+    assert evaluate.saving(errors, errors, [154, 307, 614], 307) == (1, 1, 1)
+    with pytest.raises(ValueError, match="resamples: got 0; allowed: a whole number >= 1"):
+        evaluate.saving(errors, errors, [154, 307, 614], 307, resamples=0)
+
+
 def test_a_saving_does_not_depend_on_the_order_of_the_numbers():
     measured = np.array([307, 154, 614])
     one, other = (np.array([[a, 2 * a], [0.5, 0.7], [0.1, 0.2]]) for a in (0.2, 0.3))
