@@ -112,7 +112,8 @@ def flow_map(
         z ~ N(0, I). Default: "gaussian" where there is such an estimate, else "zero".
     gaussian
         Factor and mean of a Gaussian prior, from :func:`companion.priors.gaussian_of` of training images. Without a
-        linear operator and an independent normal noise it is left out, as `reason` says: give a `start` of your own.
+        linear operator and an independent normal noise, the same for all images, it is left out, as `reason` says: give
+        a `start` of your own.
     restarts, seed
         Number of starts z ~ N(0, I) of "normal", of which the best in energy is kept, as in :func:`gan_latent`.
     method, options
@@ -129,7 +130,9 @@ def flow_map(
     exact = _gaussian_estimate(problem, y, gaussian) if start in (None, "gaussian") else None
     how = str(_support.one_of("start", start or ("zero" if exact is None else "gaussian"), MAP_STARTS))
     if how == "gaussian" and exact is None:
-        raise ValueError("start: got 'gaussian'; allowed: with a Gaussian prior, linear operator and normal noise only")
+        raise ValueError(
+            "start: got 'gaussian'; allowed: with a Gaussian prior, linear operator and normal noise that all images share"
+        )
 
     def latents(restart: int) -> Tensor:
         if exact is not None:
@@ -154,7 +157,10 @@ def _gaussian_estimate(problem: Problem, y: Tensor, gaussian: tuple[Tensor, Tens
     if gaussian is None or not isinstance(operator, LinearOperator) or not isinstance(noise, IndependentNoise):
         return None
     factor, mean = gaussian
-    return gaussian_map(operator, y - noise.mean, factor, mean, noise.std_map(operator.output_shape)).x
+    std = noise.std_map(operator.output_shape)
+    if operator.batch is not None or std.dim() > len(operator.output_shape):  # other ones for each image
+        return None
+    return gaussian_map(operator, y - noise.mean, factor, mean, std).x
 
 
 def gan_latent(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from operator_cases import Masks, PerImageNoise
 from test_estimators import LinearPrior, normal
 
 from companion import measure, priors, recover
@@ -88,6 +89,13 @@ def test_the_starts_are_what_they_say():
     camera = measure.Problem(images.operator, measure.PoissonGaussianNoise())
     unused = recover.flow_map(prior, camera, y, gaussian=gaussian(prior), max_evaluations=1)
     assert not unused.z.any() and all("started from zero, as there is no Gaussian" in why for why in unused.reason)
+    levels = measure.Problem(images.operator, PerImageNoise(torch.tensor([0.1, 0.2, 0.3])))
+    masks = measure.Problem(Masks(torch.ones_like(y, dtype=torch.bool)), images.noise)
+    for each in (levels, masks):  # data of one image say nothing of another's
+        unused = recover.flow_map(prior, each, y, gaussian=gaussian(prior), max_evaluations=1)
+        assert not unused.z.any() and all("as there is no Gaussian" in why for why in unused.reason)
+        with pytest.raises(ValueError, match="linear operator and normal noise that all images share"):
+            recover.flow_map(prior, each, y, gaussian=gaussian(prior), start="gaussian")
     given = normal(3, 12, seed=1)
     torch.testing.assert_close(first(start=given).z, given)
     few = [first(start="normal", seed=3, restarts=k) for k in (1, 4)]
