@@ -70,8 +70,14 @@ def prior(part: Part, name: str) -> Any:
 
 
 def stored_gaussian(part: Part, name: str) -> tuple[Tensor, Tensor]:
-    """Factor, [n, k], in float64, and mean, [C, H, W], of a Gaussian among the checkpoints."""
-    exact = prior(part, name)
+    """Factor, [n, k], in float64, and mean, [C, H, W], of a Gaussian among the checkpoints; see :func:`prior`."""
+    prior(part, name)  # which notes what it read
+    return _wide_gaussian(name, part.device)
+
+
+@lru_cache(maxsize=1)
+def _wide_gaussian(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    exact, _ = _prior(name, device)
     return exact.weight.double(), exact.mean.view(exact.shape)
 
 
