@@ -64,8 +64,8 @@ def test_marks_of_solution_and_untouched_file(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", grading.names())
 def test_a_mistake_loses_its_question(name: str) -> None:
     task, planted = grading.load(name), mistakes(name)
-    assert set(planted) == {question.name for question in task.questions if not question.manual}
-    assert lost(task.solution, task) == set()
+    # more than one, so that where each loses its own alone, the solution of each passes
+    assert set(planted) == {question.name for question in task.questions if not question.manual} and len(planted) > 1
     for question, pairs in planted.items():
         for old, new in pairs:
             assert lost(changed(task.solution, old, new), task) == {question}, f"{old!r} made {new!r}"
