@@ -18,32 +18,41 @@ def mistakes(name: str) -> dict[str, list[list[str]]]:
     return tomllib.loads((ASSIGNMENTS / name / "mistakes.toml").read_text(encoding="utf-8"))
 
 
-def changed(notebook: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    found = [cell for cell in notebook["cells"] if old in source(cell)]
-    assert len(found) == 1, f"{old!r} stands in {len(found)} cells"
-    cells = [{**cell, "source": source(cell).replace(old, new)} for cell in notebook["cells"]]
-    return {**notebook, "cells": cells}
-
-
 def lines(cell: dict[str, Any]) -> set[str]:
     return {line.strip() for line in source(cell).splitlines()}
 
 
-def lost(notebook: dict[str, Any], task: grading.Assignment) -> set[str]:
-    """Questions of which a test fails: run here, since a process for each mistake would mostly import torch."""
-    space: dict[str, Any] = {}
-    for cell in notebook["cells"]:
+class Solved:
+    """The solution, run here: a process for each mistake would mostly import torch."""
+
+    def __init__(self, task: grading.Assignment) -> None:
         # neither copied tests, as in the grader, nor figures of open questions: minutes, mistake after mistake
-        if cell["cell_type"] == "code" and "companion" not in cell["metadata"]:
-            exec(source(cell), space)
-    failed = set()
-    for question in task.questions:
-        for test in question.tests:
-            try:
-                exec(test, dict(space))
-            except Exception:
-                failed.add(question.name)
-    return failed
+        cells = task.solution["cells"]
+        self.task = task
+        self.code = [source(c) for c in cells if c["cell_type"] == "code" and "companion" not in c["metadata"]]
+        self.space: dict[str, Any] = {}
+        self.before: list[dict[str, Any]] = []  # the names that there are when a cell begins
+        for text in self.code:
+            self.before.append(dict(self.space))
+            exec(text, self.space)
+
+    def lost(self, old: str, new: str) -> set[str]:
+        """Questions of which a test fails after a mistake, from whose cell on all is run again."""
+        found = [number for number, text in enumerate(self.code) if old in text]
+        assert len(found) == 1, f"{old!r} stands in {len(found)} cells"
+        (number,) = found
+        self.space.clear()  # and no other dictionary, in which the functions of earlier cells would not look
+        self.space |= self.before[number]
+        for text in [self.code[number].replace(old, new), *self.code[number + 1 :]]:
+            exec(text, self.space)
+        failed = set()
+        for question in self.task.questions:
+            for test in question.tests:
+                try:
+                    exec(test, dict(self.space))
+                except Exception:
+                    failed.add(question.name)
+        return failed
 
 
 @pytest.mark.slow
@@ -66,9 +75,10 @@ def test_a_mistake_loses_its_question(name: str) -> None:
     task, planted = grading.load(name), mistakes(name)
     # more than one, so that where each loses its own alone, the solution of each passes
     assert set(planted) == {question.name for question in task.questions if not question.manual} and len(planted) > 1
+    solved = Solved(task)
     for question, pairs in planted.items():
         for old, new in pairs:
-            assert lost(changed(task.solution, old, new), task) == {question}, f"{old!r} made {new!r}"
+            assert solved.lost(old, new) == {question}, f"{old!r} made {new!r}"
 
 
 @pytest.mark.parametrize("name", grading.names())
