@@ -8,8 +8,6 @@ from torch import Tensor
 from companion import _support
 from companion.energy import Energy, Misfit, NoiseMisfit, SquaredMisfit
 
-_TOGETHER = 64  # images that are differentiated at a time
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -82,7 +80,7 @@ def of_prior(energy: object) -> Energy:
 def gauss_newton(energy: Energy, z: Tensor) -> Metric:
     """The Gauss–Newton metric C = (I + Jᵀ Λ J)⁻¹ at latents z, [images, n], of a prior z ~ N(0, I).
 
-    J is the Jacobian of the exact measurements f(G(z)), by n forward-mode products, each of which counts as one
+    J is the Jacobian of the exact measurements f(G(z)), by n forward-mode products, each of which costs about one
     evaluation. Λ is the precision of the measurements: their Fisher information, which is 1/std² for normal noise
     (:meth:`companion.measure.Noise.precision`), or 2 for a sum of squares; times the misfit's weight. z should be a
     mode: N(z, C) is then Laplace's approximation of the posterior.
@@ -100,23 +98,19 @@ def gauss_newton(energy: Energy, z: Tensor) -> Metric:
     for weight, term in energy.terms:
         if isinstance(term, Misfit):
             weights = _precision(energy, term, z).to(z)
-            every = torch.eye(n, dtype=z.dtype).to(z.device).split(max(1, _TOGETHER // len(z)))
-            jacobian = torch.cat([_products(energy, term, z, some) for some in every], -1)  # [images, m, n]
+            columns = [_product(energy, term, z, direction) for direction in torch.eye(n, dtype=z.dtype).to(z.device)]
+            jacobian = torch.stack(columns, -1)  # [images, m, n]
             precision = precision + weight * jacobian.mT @ (weights * jacobian)
     values, vectors = torch.linalg.eigh(precision)
     return Metric(z, vectors * values.rsqrt()[:, None], n)
 
 
-def _products(energy: Energy, misfit: Misfit, z: Tensor, directions: Tensor) -> Tensor:
-    """J times each direction, [images, m, directions]: each is a row of one batch, whose fixed cost is high."""
-    number = len(directions)
-    operator = misfit.select(torch.arange(len(z)).repeat(number)).operator
+def _product(energy: Energy, misfit: Misfit, z: Tensor, direction: Tensor) -> Tensor:
+    """J times a direction, [images, m]."""
     measured = torch.func.jvp(
-        lambda latents: operator.forward(energy.prior.decode(latents)),
-        (z.repeat(number, 1),),
-        (directions.repeat_interleave(len(z), 0),),
+        lambda latents: misfit.operator.forward(energy.prior.decode(latents)), (z,), (direction.expand_as(z).clone(),)
     )
-    return measured[1].detach().flatten(1).unflatten(0, (number, len(z))).movedim(0, -1)
+    return measured[1].flatten(1).detach()
 
 
 @torch.no_grad()
