@@ -130,9 +130,8 @@ def flow_map(
     exact = _gaussian_estimate(problem, y, gaussian) if start in (None, "gaussian") else None
     how = str(_support.one_of("start", start or ("zero" if exact is None else "gaussian"), MAP_STARTS))
     if how == "gaussian" and exact is None:
-        raise ValueError(
-            "start: got 'gaussian'; allowed: with a Gaussian prior, linear operator and normal noise that all images share"
-        )
+        allowed = "with a Gaussian prior, linear operator and normal noise that all images share"
+        raise ValueError(f"start: got 'gaussian'; allowed: {allowed}")
 
     def latents(restart: int) -> Tensor:
         if exact is not None:
