@@ -40,7 +40,7 @@ class LatentPosterior:
 
     Each round searches from fresh draws of the prior too, keeps for each chain the better of its two places, and then
     samples with the Gauss–Newton metric at the best chain's place. Chains more than `worst` nats above the best one
-    count as stuck, and the best one's draws stand in for theirs.
+    count as stuck, and the best one's draws stand in for theirs. With round 0 or 1 chains begin anew.
 
     Parameters
     ----------
@@ -70,6 +70,8 @@ class LatentPosterior:
         self._places: list[Tensor | None] = [None] * len(self.priors)
 
     def __call__(self, mask: Tensor, y: Tensor, round_: int) -> Tensor:
+        if round_ <= 1:  # another design begins, of other images perhaps: what the last one found is not for it
+            self._places = [None] * len(self.priors)
         if not mask.any():
             found = [self._unconditional(prior, y, number) for number, prior in enumerate(self.priors)]
             return torch.cat([x.flatten(0, 1) for x in found])

@@ -64,6 +64,22 @@ def test_draws_of_a_gaussian_have_the_moments_that_scikit_learn_predicts(monkeyp
     np.testing.assert_allclose(columns.T @ columns, left, rtol=0, atol=1e-8)
 
 
+def test_a_posterior_begins_anew_with_each_design():
+    class Waves:
+        shape, latent_dim = (1, 2, 2), 4
+
+        def decode(self, z):
+            return (3 * z).sin().view(-1, *self.shape)
+
+    def design(truth, posterior):
+        return sample.adaptive_sensing(truth, posterior, rounds=3, pixels=1).estimates
+
+    truth, again = Waves().decode(normal(2, 4)), Waves().decode(normal(3, 4, seed=1))
+    used, fresh = (sample.LatentPosterior(Waves(), STD, chains=2, search=3, draws=4) for _ in range(2))
+    design(truth, used)
+    assert torch.equal(design(again, used), design(again, fresh))
+
+
 def test_hypotheses_that_the_pixels_contradict_are_dropped():
     bright = priors.Linear(WEIGHT, torch.full((12,), 3.0).double(), SHAPE)
     mask, y = some_pixels()
