@@ -23,7 +23,8 @@ from companion.priors.fields import GaussianField
 class FieldProblem:
     """A posterior q(x) ∝ ρ(x) N(y; F(x), γ² I) of fields x, [batch, side²].
 
-    It need not be mirror-symmetric. ValueError for an operator whose measurements of a field are no vector, [m].
+    It need not be mirror-symmetric. ValueError for what is no operator on the field, and for one whose measurements of
+    a field are no vector, [m].
 
     Attributes
     ----------
@@ -41,6 +42,9 @@ class FieldProblem:
     def __init__(self, field: GaussianField, operator: Any, truth: Tensor, gamma: float, seed: int | None) -> None:
         self.field, self.operator, self.truth = field, operator, truth.to(field.like)
         self.gamma = _support.positive("gamma", gamma)
+        if not isinstance(operator, Operator) or operator.shape != (field.finest**2,):
+            given = f"{type(operator).__name__} on {getattr(operator, 'shape', 'anything')}"
+            raise ValueError(f"operator: got {given}; allowed: a measure.Operator on the field, {(field.finest**2,)}")
         with torch.no_grad():
             exact = operator(self.truth[None])[0]
         if exact.dim() != 1:
@@ -280,6 +284,9 @@ class Barrier:
 
 def barrier(problem: FieldProblem, starts: int = 3, seed: int = 0) -> Barrier:
     """The barrier between the mirror modes: the maximum a posteriori estimate less the one constrained to M x = x.
+
+    For a mirror-symmetric posterior; of another (`Laplace.symmetric`) it says nothing, as the mirror image of a mode is
+    none.
 
     Both searches are L-BFGS in the prior's principal coordinates, from z = 0, from the pooled truth and from draws
     of the prior, `starts` in all; the best counts. ValueError if a search fails from every start.

@@ -130,6 +130,8 @@ def train_msign(
     settings = settings or Settings()
     if settings.objective == "stein" and not isinstance(model, MsIGN):
         raise ValueError(f"model: got {type(model).__name__} for 'stein'; allowed: MsIGN, whose samples are particles")
+    if model.field.side != problem.side:
+        raise ValueError(f"model: got one of fields of side {model.field.side}; allowed: {problem.side}, the problem's")
     problems = problem.scales(model.scales)
     parts = [(scale, model.at(scale)) for scale in (range(1, model.scales + 1) if scales is None else scales)]
     return [_train_stage(problems[scale - 1], part, settings, first_samples, seed) for scale, part in parts]

@@ -177,6 +177,11 @@ def test_measurements_that_are_no_vector_and_operators_of_one_scale_are_refused(
     field, truth = GaussianField(4), torch.ones(16)
     with pytest.raises(ValueError, match=r"operator: got measurements of shape \(2, 2\) of a field; allowed: \[m\]"):
         FieldProblem(field, Pairs((16,), (2, 2)), truth, 0.1, 0)
+    for wrong in (Pairs((25,), (4,)), lambda x: x):
+        with pytest.raises(
+            ValueError, match=r"operator: got .* on .*; allowed: a measure.Operator on the field, \(16,\)"
+        ):
+            FieldProblem(field, wrong, truth, 0.1, 0)
     problem = FieldProblem(field, Pairs((16,), (4,)), truth, 0.1, 0)
     assert problem.log_likelihood(truth[None].double()).shape == (1,)
     with pytest.raises(ValueError, match=r"operator: got Pairs, which has no coarsen\(\); allowed: "):

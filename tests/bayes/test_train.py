@@ -213,6 +213,11 @@ def test_settings_are_checked_before_anything_is_paid_for(wrong: dict) -> None:
 
 def test_a_scale_that_the_model_has_not_is_refused() -> None:
     problem = Synthetic(4)
+    other = Synthetic(2 * problem.side)
+    with pytest.raises(
+        ValueError, match=f"model: got one of fields of side {other.side}; allowed: {problem.side}, the"
+    ):
+        train_msign(problem, MsIGN(other.field, steps=1, width=4))
     with pytest.raises(ValueError, match="scale: got 9; allowed: 1 to 2"):
         train_msign(problem, MsIGN(problem.field, steps=1, width=4), scales=[9])
 
