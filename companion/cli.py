@@ -50,6 +50,8 @@ def _fail(code: int, message: str) -> int:
 
 
 def _import(module: str) -> None:
+    if not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py"):
+        raise ValueError(f"module: got {module!r}; allowed: a module's name without .py, as my_work")
     sys.path.insert(0, os.getcwd())  # as `python -m` has it; worker processes take it over
     try:
         import_module(module)

@@ -86,6 +86,8 @@ def test_a_terminal_without_an_experiments_letters_shows_their_codes(tiny, capsy
         (["run", "test.tiny", "--store", "--set", "images=3"], "changes: got some"),
         (["run", "test.tiny", "--workers", "0"], "workers: got 0"),
         (["run", "test.nothing"], "(did you mean "),
+        (["run", "test.tiny", "--module", "work.py"], "module: got 'work.py'; allowed: a module's name without .py"),
+        (["run", "test.tiny", "--module", "./work"], "module: got './work'; allowed: a module's name without .py"),
         (["run", "test.tiny", "--module", "no.such"], "module: got 'no.such'; allowed: one in this folder"),
         (["run", "test.tiny", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop"),
         (["run", "test.tiny", "--seed", "-1"], "seed: got -1"),

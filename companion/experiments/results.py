@@ -276,7 +276,9 @@ def _folder(out: object) -> Path:
 
 
 def _remake(name: str, profile: str, out: Folder) -> str:
-    return f"companion run {name} --profile {profile} " + ("--store" if out is None else f"--out {out}")
+    module = get(name).function.__module__
+    outside = "" if module.startswith("companion.") else f" --module {module}"
+    return f"companion run {name} --profile {profile}{outside} " + ("--store" if out is None else f"--out {out}")
 
 
 def _provenance(document: dict[str, Any], name: str, profile: str, out: Folder) -> Provenance:

@@ -92,7 +92,7 @@ def test_load_prefers_the_larger_profile(tmp_path):
             "device: got 'tpu'; allowed: auto, cpu, cuda",
         ),
         (lambda out: experiments.load("test.tiny", "huge", out=out), "profile: got 'huge'"),
-        (lambda out: experiments.load("test.tiny", out=out), r"nothing is stored.*companion run test\.tiny"),
+        (lambda out: experiments.load("test.tiny", out=out), r"nothing.*companion run test\.tiny.* --module tiny_ex"),
         (lambda out: experiments.load("test.tiny", "laptop", out=out), "nothing is stored.*--profile laptop"),
         (lambda out: experiments.state("test.tiny", "laptop", out=out), "nothing is stored.*--profile laptop"),
         (lambda out: experiments.verify("test.tiny", out=out), "nothing is stored.*--profile quick"),
