@@ -53,7 +53,8 @@ def minimise(
         start. Default: 10⁻⁹ in float64, 10⁻⁶ in float32.
     tolerance_change
         It has converged, too, when its energy fell by less than this fraction of itself in the last 10 iterations of
-        L-BFGS (100 of Adam). Default: 10 rounding units of the dtype.
+        L-BFGS (100 of Adam: so it counts, too, where steps too long find nothing better; the trace's end then lies
+        above the result's energy). Default: 10 rounding units of the dtype.
     history
         Pairs of steps and gradient changes that L-BFGS remembers: 2 · history · n numbers for each image.
     learning_rate
