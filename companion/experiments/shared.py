@@ -1,6 +1,6 @@
 """What the experiments share: images and priors, seeds, and arrays as they are stored."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -91,6 +91,14 @@ def _prior(name: str, device: torch.device) -> tuple[Any, frozenset]:
 def seed_of(part: Part, *stream: str | int) -> int:
     """A seed of its own for what `stream` names, as ("draw", 3): to be handed on unchanged, never added to."""
     return generator(part.seed, *stream).initial_seed()
+
+
+def reader(part: Part, name: str, number: int) -> Callable[[Tensor], Tensor]:
+    """Which digit an image of 28×28 is: that of its nearest neighbour among `number` labelled training digits."""
+    known = images(part, name, "train", number, 28).flatten(1)
+    labels = data.load(name, "train").labels
+    assert labels is not None  # digits have them
+    return lambda x: labels[torch.cdist(x.flatten(1), known).argmin(1).cpu()]
 
 
 def as_bytes(x: Tensor) -> np.ndarray:

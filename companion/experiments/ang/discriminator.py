@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from companion import _support, data, energy, evaluate, sample
+from companion import _support, energy, evaluate, sample
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.ang.problems import Case, observed, posterior, prior_latents, truths
 
@@ -259,7 +259,7 @@ def scores(
     settings: Settings, part: Part, estimate: Tensor, truth: Tensor, rhat: np.ndarray, accept_rate: Tensor
 ) -> dict:
     """What estimates of the images are worth, an image each, and what their chains were."""
-    digit = _reader(settings, part)
+    digit = shared.reader(part, "digits" if settings.data == "tilted" else settings.data, settings.labelled)
     per_image = {
         "error": evaluate.mse(estimate, truth),
         "ssim": evaluate.ssim(estimate, truth),
@@ -268,12 +268,3 @@ def scores(
         "accept_rate": accept_rate,
     }
     return {**shared.by_image(per_image, 5), "estimate": shared.pictures(estimate[:8])}
-
-
-def _reader(settings: Settings, part: Part) -> Callable[[Tensor], Tensor]:
-    """Which digit an image is: that of its nearest neighbour among labelled training digits."""
-    name = "digits" if settings.data == "tilted" else settings.data
-    known = shared.images(part, name, "train", settings.labelled, 28).flatten(1)
-    labels = data.load(name, "train").labels
-    assert labels is not None  # digits have them
-    return lambda x: labels[torch.cdist(x.flatten(1), known).argmin(1).cpu()]

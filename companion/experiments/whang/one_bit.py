@@ -37,12 +37,13 @@ class Settings:
     measurements: tuple[int, ...] = (500, 1000, 3000)
     noises: tuple[tuple[float, float], ...] = ((1.0, 0.3), (3.0, 0.9))  # scale and mean after the sign
     before: float = 0.5  # standard deviation of white noise before the sign, in units of a measurement's typical size
-    # what validation images choose from: β of the flow's methods, the weight of ‖z‖² for "asim" and "vae linearised"
+    # what validation images choose from: β of the flow's methods, the weight of ‖z‖² for "asim…" and "vae linearised"
     weights: Mapping[str, tuple[float, ...]]
     images: int = 100
     tuned_on: int = 8
     budget: int = 150  # evaluations for one image
     learning_rate: float = 0.1  # of Adam, which follows what is no gradient
+    labelled: int = 10_000  # training digits among which the nearest names an estimate's digit
     shown: int = 4
 
     @property
@@ -62,11 +63,13 @@ class Search:
     weight: float = 0.0
 
 
+_ASIM = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _WEIGHTS: dict[str, tuple[float, ...]] = {
     "straight-through": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
     "perceptron": (0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
     "linearised": (0.1, 0.2, 0.5, 1.0, 2.0),
-    "asim": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+    "asim": _ASIM,
+    "asim adam": _ASIM,
     "vae linearised": (0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
 }
 _LAPTOP = Settings(weights=_WEIGHTS)
@@ -85,6 +88,7 @@ _LAPTOP = Settings(weights=_WEIGHTS)
             weights={"straight-through": (1.0,), "perceptron": (1.0,), "linearised": (0.5, 1.0)},
             images=2,
             tuned_on=1,
+            labelled=200,
             budget=12,
             shown=2,
         ),
@@ -96,7 +100,8 @@ def one_bit(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers digits from the noisy signs of Gaussian measurements, by what stands in for the sign.
 
     Arrays "after" the sign by m, noise (scale/mean), method and image, and "before" by m, method and image, where
-    "straight-through" and "perceptron" are replaced by the likelihood, "probit".
+    "straight-through" and "perceptron" are replaced by the likelihood, "probit". "label" is 1 where the training digits
+    nearest to an estimate and to its truth bear the same label.
     """
     arrays, chosen = dict[str, Any](), dict[str, Any]()
     before = [name.replace("perceptron", "probit") for name in settings.methods if name != "straight-through"]
@@ -160,12 +165,12 @@ def _solver(
         "straight-through": lambda: PerceptronMisfit(problem, y),
         "asim": lambda: PerceptronMisfit(plain, y),  # whose gradient is that of the sum of squares
     }
-    misfit = misfits.get(search.method, lambda: NoiseMisfit(linear, y))()
-    adam = search.method in ("straight-through", "asim")
+    misfit = misfits.get(search.method.removesuffix(" adam"), lambda: NoiseMisfit(linear, y))()
+    adam = search.method == "straight-through" or search.method.endswith("adam")
     options: dict[str, Any] = {"max_evaluations": settings.budget, "method": "adam" if adam else "lbfgs"}
 
     def solve(weight: float) -> recover.Result:
-        squares = vae or search.method == "asim"
+        squares = vae or search.method.startswith("asim")
         penalty: Penalty = LatentNorm(weight, squared=True) if squares else FlowLikelihood(weight)
         energy = Energy(prior, misfit, penalty)
         return recover.minimise(energy, z0, learning_rate=settings.learning_rate, **options)
@@ -187,6 +192,7 @@ def _solve(settings: Settings, part: Part, search: Search) -> tuple[dict, dict]:
     truth, problem, linear, y = _problem(settings, part, "test", settings.images, search)
     found = part.count(_solver(settings, part, search, problem, linear, y)(search.weight))
     flips = (y < 0) != (linear.operator(truth) < 0)
+    digit = shared.reader(part, settings.data, settings.labelled)
     scores = {"psnr": evaluate.psnr(found.x, truth).float(), "evaluations": found.evaluations}
-    scores["flips"] = flips.float().mean(1)
+    scores |= {"flips": flips.float().mean(1), "label": (digit(found.x) == digit(truth)).float()}
     return {}, shared.by_image(scores) | {"recovered": shared.pictures(found.x[: settings.shown])}
