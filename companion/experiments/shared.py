@@ -42,9 +42,8 @@ def images(part: Part, name: str, split: str, number: int, size: int | None = No
     every = data_set(name, split, size) if split == "train" else _held_out(name, split, size)
     number = min(number, len(every))
     chosen = torch.arange(number)
-    return every[chosen * len(every) // number if spread else chosen].to(
-        part.device
-    )  # a copy, of which all may be done
+    # indexed, hence a copy: whoever asks may change what it gets
+    return every[chosen * len(every) // number if spread else chosen].to(part.device)
 
 
 def data_set(name: str, split: str, size: int | None = None) -> data.Images | Tensor:
