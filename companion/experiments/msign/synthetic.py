@@ -14,6 +14,7 @@ from companion.priors.msign import Mirrored, MsIGN
 
 CONVENTIONS = ("integral", "isometric")
 METHODS = ("plain", "mirrored", "laplace")
+SYMMETRIC = "plain, mirrored"  # the plain model as one half of a mixture: the symmetry without the affine layers
 EDGES = np.linspace(-2, 2, 81)  # of the histograms of c, in units of |c| at the modes
 CURVE = 20  # points of a learning curve, each the mean over as many iterations
 
@@ -122,6 +123,18 @@ def plain(settings: Settings, context: Context) -> tuple[dict, dict]:
     return _methods(settings, context, ("plain",))
 
 
+@experiment(
+    "msign.synthetic-symmetry",
+    paper="Zhang et al. 2021",
+    shows="what the symmetry alone does for the plain model, without affine layers",
+    profiles={"quick": QUICK, "laptop": LAPTOP},
+    tolerances=TOLERANCES,
+)
+def symmetry(settings: Settings, context: Context) -> tuple[dict, dict]:
+    """Trains the plain MsIGN as one half of a mixture with the problem's symmetry."""
+    return _methods(settings, context, (SYMMETRIC,))
+
+
 def _methods(settings: Settings, context: Context, methods: tuple[str, ...]) -> tuple[dict, dict]:
     cases = [
         Case(convention, method, draw)
@@ -163,11 +176,11 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
             stage = Stage(scale, simulations=finest.simulations - before)
             found.append(_compared(settings, part, case, problem, mixture, stage))
     else:
-        plain = case.method == "plain"
+        plain = case.method != "mirrored"
         last = min(settings.plain_scales, len(problems)) if plain else len(problems)
         steps = settings.steps if plain else [settings.steps] + [0] * (last - 1)
         half = MsIGN(problems[last - 1].field, last, steps, settings.width, 0 if plain else settings.rank, seed=seed)
-        model = half if plain else Mirrored(half)
+        model = half if case.method == "plain" else Mirrored(half)
         for scale in range(1, last + 1):
             # in "isometric" each half is Gaussian to 1e-6 nats: aiming leaves nothing to learn
             trained = plain or (scale == 1 and case.convention == "integral")
