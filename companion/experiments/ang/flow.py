@@ -1,14 +1,16 @@
 """A flow as prior: what it takes to sample the posterior of 784 latents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from companion import _support, energy, evaluate, measure, sample
 from companion.experiments import Context, Part, experiment, gather, named, shared
-from companion.experiments.ang.problems import truths
+from companion.experiments.ang.calibration import quantities, within
+from companion.experiments.ang.problems import posterior, prior_latents, truths
 
 COMPONENTS = 20  # principal components of the digits, on which chains are judged
 
@@ -114,7 +116,100 @@ def _sample(settings: Settings, part: Part, item: tuple[str, str, str, int]) -> 
     }
 
 
-def _inpainting(settings: Settings, part: Part, x: Tensor) -> tuple[measure.Problem, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class Easy:
+    """Sizes of the test where so little is measured that chains of a flow's latents come to an end."""
+
+    data: str  # whose principal components are looked at
+    flow: str = _SMOOTH
+    problems: int  # drawn from the flow itself
+    block: int  # problems in one batch
+    chains: int = 2
+    warmup: int
+    draws: int  # kept of each chain
+    thin: int
+    weighted: int  # draws of the prior whose weighted mean judges the chains'
+    m: int  # pixels seen
+    std: float  # of the noise of measurements
+    training: int = 2000
+
+
+_EASY = Easy(data="mnist", problems=200, block=20, warmup=1000, draws=400, thin=10, weighted=10_000, m=16, std=0.5)
+
+
+@experiment(
+    "ang.flow-calibration",
+    paper="Ang 2021",
+    shows="flows as priors: calibration where their chains converge",
+    profiles={
+        "quick": Easy(
+            data="digits", problems=4, block=2, warmup=40, draws=10, thin=2, weighted=100, m=10, std=0.5, training=200
+        ),
+        "laptop": _EASY,
+        "paper": replace(_EASY, problems=1000, warmup=10_000, draws=2000, weighted=100_000, m=25),
+    },
+    tolerances={"rank": 0.5, "coverage": 0.2, "error": 0.2, "rhat": 0.5, "*ess": 0.5, "off*": 0.5, "converged": 0.5},
+)
+def flow_calibration(settings: Easy, context: Context) -> tuple[dict, dict]:
+    """Ranks digits of a flow's own among their posterior's draws, by chains that hardly any measurement hinders."""
+    blocks = range(0, settings.problems, settings.block)
+    return {}, gather(context.map(_ranked, blocks, "problems"), block=len(blocks))
+
+
+def _ranked(settings: Easy, part: Part, start: int) -> tuple[dict, dict]:
+    """Chains of preconditioned Crank–Nicolson from draws of the prior, for the problems from `start` on.
+
+    "rank" is the share of the draws below the truth, of principal components, ‖z‖² and the squared misfit. "off" is how
+    far the chains' mean image lies from that of weighted draws of the prior, over pixels, in standard deviations of the
+    posterior; "off, expected" is what the effective sample sizes of both leave to chance.
+    """
+    prior, chosen = shared.prior(part, settings.flow), torch.arange(start, start + settings.block)
+    latents = prior_latents(part, prior, settings.problems)
+    truth = _images(prior, latents, "z")
+    problem, y = _inpainting(settings, part, truth)
+    latents, truth, problem, y = latents[chosen], truth[chosen], problem.select(chosen), y[chosen]
+    shape = (settings.chains, prior.latent_dim)
+    z0 = torch.stack([_support.normal(shape, part.seed, latents, "start", k) for k in chosen.tolist()])
+    options: dict[str, Any] = {"draws": settings.draws, "warmup": settings.warmup, "thin": settings.thin, "step": 0.5}
+    chains = sample.pcn(posterior(prior, problem, y), z0, seed=shared.seed_of(part, "chains", start), **options)
+    part.count_evaluations(int(chains.evaluations.sum()) + settings.weighted)
+
+    components, drawn = _components(settings, part, prior), chains.images(prior)  # [draw, problem, chain, C, H, W]
+    found = chains.diagnostics(lambda _: drawn.flatten(0, 2).flatten(1) @ components)
+    z, x = (each.transpose(1, 2).flatten(0, 1) for each in (chains.samples, drawn))  # chains one after the other
+    of_draws, of_truth = (
+        torch.cat([image.flatten(2) @ components, quantities(latent, image, problem, y)[..., -2:]], 2)
+        for latent, image in ((z, x), (latents[None], truth[None]))
+    )
+    mean, ess = _weighted(settings, part, prior, energy.NoiseMisfit(problem, y))
+    off = ((x.mean(0) - mean) / x.std(0)).square().flatten(1).mean(1).sqrt()
+    chance = (1 / found.ess_bulk[:, :-1]).mean(1) + 1 / ess
+    per_problem: dict[str, Any] = {"problem": settings.block}
+    return {}, {
+        "rank": named(shared.numpy((of_draws < of_truth).double().mean(0)), **per_problem, quantity=COMPONENTS + 2),
+        "coverage": named(shared.numpy(within(x, truth).double().flatten(1).mean(1)), **per_problem),
+        "error": named(shared.numpy((x.mean(0) - truth).square().flatten(1).mean(1)), **per_problem),
+        "rhat": named(found.rhat.max(1).clip(max=1e6), **per_problem),
+        "ess": named(found.ess_bulk.min(1), **per_problem),
+        "converged": named(found.converged, **per_problem),
+        "accept_rate": named(shared.numpy(chains.accept_rate.mean(1)), **per_problem),
+        "off": named(shared.numpy(off), **per_problem),
+        "off, expected": named(np.sqrt(chance), **per_problem),
+        "weighted ess": named(ess, **per_problem),
+    }
+
+
+@torch.no_grad()
+def _weighted(settings: Easy, part: Part, prior: Any, misfit: energy.NoiseMisfit) -> tuple[Tensor, np.ndarray]:
+    """Posterior means, [problem, *shape], by draws of the prior weighted with the likelihood, and how many count."""
+    latents = _support.normal((settings.weighted, prior.latent_dim), part.seed, prior.like, "weighted")
+    x = _images(prior, latents, "z")
+    copies = (misfit.select(torch.full((len(x),), k)) for k in range(settings.block))
+    weights = torch.stack([(-copy(x)).softmax(0) for copy in copies])
+    return torch.einsum("pd,d...->p...", weights, x), shared.numpy(1 / weights.square().sum(1))
+
+
+def _inpainting(settings: Settings | Easy, part: Part, x: Tensor) -> tuple[measure.Problem, Tensor]:
     """Noisy pixels of noisy images, which may leave [0, 1]."""
     shape, missing = tuple(x.shape[1:]), 1 - settings.m / x[0].numel()
     sources = [_support.generator(part.seed, "mask", k) for k in range(len(x))]
@@ -123,7 +218,7 @@ def _inpainting(settings: Settings, part: Part, x: Tensor) -> tuple[measure.Prob
     return problem, problem.observe(x, shared.seed_of(part, "draw"))
 
 
-def _components(settings: Settings, part: Part, prior: Any) -> Tensor:
+def _components(settings: Settings | Easy, part: Part, prior: Any) -> Tensor:
     """Leading principal components of training digits, [pixels, COMPONENTS]."""
     flat = truths(part, prior, settings.data, settings.training, "train").flatten(1)
     return torch.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:COMPONENTS].mT
