@@ -134,7 +134,7 @@ class Easy:
     training: int = 2000
 
 
-_EASY = Easy(data="mnist", problems=200, block=20, warmup=1000, draws=400, thin=10, weighted=10_000, m=16, std=0.5)
+_EASY = Easy(data="mnist", problems=200, block=20, warmup=1000, draws=400, thin=10, weighted=10_000, m=25, std=0.5)
 
 
 @experiment(
@@ -146,7 +146,7 @@ _EASY = Easy(data="mnist", problems=200, block=20, warmup=1000, draws=400, thin=
             data="digits", problems=4, block=2, warmup=40, draws=10, thin=2, weighted=100, m=10, std=0.5, training=200
         ),
         "laptop": _EASY,
-        "paper": replace(_EASY, problems=1000, warmup=10_000, draws=2000, weighted=100_000, m=25),
+        "paper": replace(_EASY, problems=1000, warmup=10_000, draws=2000, weighted=100_000),
     },
     tolerances={"rank": 0.5, "coverage": 0.2, "error": 0.2, "rhat": 0.5, "*ess": 0.5, "off*": 0.5, "converged": 0.5},
 )
