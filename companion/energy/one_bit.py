@@ -19,7 +19,16 @@ from companion.measure.nonlinear import LinearComposition, SignOf
 from companion.measure.problem import Problem
 
 
-class PerceptronMisfit(Misfit):
+class _WithNoise(Misfit):
+    """A misfit with a noise beside its operator, chosen with it for some images."""
+
+    noise: IndependentNoise
+
+    def select(self, index: Index) -> Self:
+        return replaced(super().select(index), noise=self.noise.select(index))
+
+
+class PerceptronMisfit(_WithNoise):
     """Σ_j (|u_j| − (y_j − mean) u_j) / σ_j², u = A x, for y = sign(A x) + δ with independent normal δ.
 
     Its gradient is exactly the straight-through one of ``NoiseMisfit(problem, y)``, the perceptron's: a measurement
@@ -40,11 +49,8 @@ class PerceptronMisfit(Misfit):
         size = torch.where(value < 0, -value, value)  # |u|, with derivative 1 at 0, as SignOf counts it
         return ((size - (self.y - self.noise.mean) * value) / std.square()).flatten(1).sum(1)
 
-    def select(self, index: Index) -> Self:
-        return replaced(super().select(index), noise=self.noise.select(index))
 
-
-class ProbitMisfit(Misfit):
+class ProbitMisfit(_WithNoise):
     """−Σ_j log Φ(y_j (A x + mean)_j / σ_j), in nats, for bits y = sign(A x + δ), ±1, with independent normal δ.
 
     The likelihood itself, convex in A x; `problem` is that of the linear measurements A x + δ before the sign.
@@ -62,9 +68,6 @@ class ProbitMisfit(Misfit):
         value = self.operator.forward(x)
         std = self.noise.std_map(self.operator.output_shape).to(value.dtype).to(value.device)
         return -torch.special.log_ndtr(self.y * (value + self.noise.mean) / std).flatten(1).sum(1)
-
-    def select(self, index: Index) -> Self:
-        return replaced(super().select(index), noise=self.noise.select(index))
 
 
 def linearised(problem: Problem, norm: float) -> Problem:

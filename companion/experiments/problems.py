@@ -34,10 +34,14 @@ def _matrix(shape: tuple[int, ...], m: int, seed: int) -> measure.Gaussian:
 
 
 @lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def gaussian(
     name: str, size: int, device: torch.device, floor: float = 0.0, mirror: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Factor and mean of the Gaussian of a data set's training images; see :func:`companion.priors.gaussian_of`."""
+    """Factor and mean of the Gaussian of a data set's training images; see :func:`companion.priors.gaussian_of`.
+
+    Computed once a process, since every part of a run asks for it: not for those who change it.
+    """
     return priors.gaussian_of(data_set(name, "train", size)[:].to(device), floor, mirror)
 
 

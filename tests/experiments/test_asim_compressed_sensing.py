@@ -19,7 +19,17 @@ pytestmark = pytest.mark.slow
 SHAPE = (3, 32, 32)
 PART = Part(torch.device("cpu"), 0)
 SMALL = cs._tiny(cs.Settings(data="photos"), 80, 160)
-TINY = replace(SMALL, budget=12, seeds=2, restarts=(1, 3), weights=(0.003, 3.0), classical=("tv",))
+TINY = replace(
+    SMALL,
+    images=2,
+    pictures=2,
+    tuned_on=2,
+    budget=12,
+    seeds=2,
+    restarts=(1, 3),
+    weights=(0.003, 3.0),
+    classical=("tv",),
+)
 
 
 def compare(settings, folder):

@@ -86,7 +86,7 @@ def test_searches_start_where_they_say_and_approach_the_measurements(quick, name
 
 
 def test_densities_are_those_of_the_flow(quick):
-    flow, x = priors.load("glow-photos32"), image_set("textures", 6, COLOUR)
+    flow, x = priors.load("glow-photos32"), image_set("textures", 4, COLOUR)
     with torch.no_grad():
         bits, norm = flow.bits_per_dim(x, seed=0), flow.encode(x).norm(dim=1)
     np.testing.assert_allclose(read(quick, "bits", set="textures"), bits, atol=1e-3)

@@ -48,9 +48,9 @@ class RowSettings(Settings):
     profiles={
         "quick": Settings(
             data="prior",
-            images=4,
-            training=300,
-            rounds=4,
+            images=2,
+            training=100,
+            rounds=2,
             draws=12,
             search=15,
             rules=("random", "fixed, conditional", "conditional"),
@@ -73,9 +73,9 @@ def adaptive(settings: Settings, context: Context) -> tuple[dict, dict]:
     profiles={
         "quick": RowSettings(
             data="prior",
-            images=4,
-            training=300,
-            rounds=3,
+            images=2,
+            training=100,
+            rounds=2,
             draws=12,
             search=15,
             rules=("random", "fixed, conditional", "conditional"),
@@ -99,7 +99,7 @@ def adaptive_rows(settings: RowSettings, context: Context) -> tuple[dict, dict]:
             prior="gan-mnist",
             data="prior",
             images=2,
-            training=300,
+            training=100,
             rounds=2,
             chains=2,
             draws=10,

@@ -44,8 +44,8 @@ class Settings:
         "quick": Settings(
             data="prior",
             images=4,
-            burn_in=(0, 20, 100),
-            lengths=(15, 200),
+            burn_in=(0, 20),
+            lengths=(15, 60),
             reference=60,
             cases=(("compressed", 50, 0.1),),
         ),

@@ -61,9 +61,9 @@ class Settings:
     profiles={
         "quick": Settings(
             data="prior",
-            images=3,
-            training=200,
-            rounds=3,
+            images=2,
+            training=100,
+            rounds=2,
             chains=2,
             draws=10,
             rules=("random", "gp refitted, ucb", "gaussian, ucb", "vae, thompson", "gan, ucb"),
@@ -86,11 +86,11 @@ def optimisation(settings: Settings, context: Context) -> tuple[dict, dict]:
     profiles={
         "quick": Settings(
             data="prior",
-            images=3,
-            training=200,
+            images=2,
+            training=100,
             tuning=5,
             slopes=(4,),
-            rounds=4,
+            rounds=2,
             chains=1,
             draws=10,
             rules=("random", "gp, ucb", "vae, printed ucb"),

@@ -38,8 +38,8 @@ class Settings:
         "quick": Settings(
             data="prior",
             images=2,
-            budget=300,
-            search=60,
+            budget=150,
+            search=30,
             cases=(("compressed", 100, 0.1),),
             methods=("mala", "hmc, metric", "mala, metric", "hmc, learned metric"),
             starts=("best",),

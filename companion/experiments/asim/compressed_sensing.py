@@ -146,11 +146,11 @@ _FLOWERS = Settings(
 
 def _tiny(settings: Settings, *measurements: int) -> Settings:
     """The same comparison in a few seconds."""
-    few: dict[str, Any] = {"images": 2, "seeds": 1, "budget": 30, "tuned_on": 2, "learned_on": 2, "range_restarts": 2}
+    few: dict[str, Any] = {"images": 1, "seeds": 1, "budget": 12, "tuned_on": 1, "learned_on": 1, "range_restarts": 2}
     few |= {"measurements": measurements, "weights": (0.01, 0.03), "gammas": (0.01,)}
-    few |= {"starts": 2, "starts_m": measurements[-1], "vae_first": min(settings.vae_first, 20)}
+    few |= {"starts": 2, "starts_m": measurements[-1], "vae_first": min(settings.vae_first, 8)}
     few |= {"betas": settings.betas[-2:-1], "floors": (0.01,), "classical_iterations": 0}
-    return replace(settings, **few, pictures=min(settings.pictures, 2))
+    return replace(settings, **few, pictures=min(settings.pictures, 1))
 
 
 @experiment(

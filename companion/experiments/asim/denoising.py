@@ -115,7 +115,7 @@ _FLOWERS = Family(data="flowers", size=64, priors={"glow": "glow-flowers64"}, we
     paper="Asim et al. 2020",
     shows="Fig. 2, 10, 11",
     profiles={
-        "quick": Settings(families=(_QUICK,), images=2, tuned_on=1, budget=15, restarts=1, shown=1),
+        "quick": Settings(families=(_QUICK,), images=1, tuned_on=1, budget=6, restarts=1, shown=1),
         "laptop": Settings(families=_LAPTOP, budget=100),
         "paper": Settings(families=(_FLOWERS,), budget=400),
     },

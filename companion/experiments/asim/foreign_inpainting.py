@@ -30,7 +30,7 @@ class Settings:
 
 _LAPTOP = Settings()
 _QUICK = Settings(
-    sets=("photos", "text"), images=2, budget=12, restarts=2, iterations=50, weights=(0.001, 0.01), tuned_on=2, shown=1
+    sets=("photos", "text"), images=2, budget=4, restarts=2, iterations=50, weights=(0.001, 0.01), tuned_on=2, shown=1
 )
 _FLOWERS = (("glow", "glow-flowers64"),)
 

@@ -55,7 +55,7 @@ class Search:
     paper="Asim et al. 2020",
     shows="Fig. 58-61",
     profiles={
-        "quick": Settings(data="photos", images=2, budget=20, noisy_m=614, **_TINY),
+        "quick": Settings(data="photos", images=1, budget=8, noisy_m=614, **_TINY),
         "laptop": Settings(budget=80, noisy_m=1229),
         "paper": Settings(
             **shared.FLOWERS,

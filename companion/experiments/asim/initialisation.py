@@ -38,7 +38,7 @@ class Settings(shared.OnImages):
     shows="Fig. 4 right, 19, 20 left",
     profiles={
         "quick": Settings(
-            data="photos", images=2, tuned_on=1, budget=6, gammas=(0.0, 0.25), stds=(0.7,), norms=(0.0, 40.0)
+            data="photos", images=1, tuned_on=1, budget=3, gammas=(0.0, 0.25), stds=(0.7,), norms=(0.0, 40.0)
         ),
         "laptop": Settings(tuned_on=4, budget=100, gammas=(0.0, 0.01, 0.1, 1.0), norms=(0.0, 5.0, 20.0, 40.0, 60.0)),
         "paper": Settings(

@@ -42,9 +42,7 @@ class Settings(shared.OnImages):
     spread_masks: tuple[str, ...] = ("centre", "left")
 
 
-_FEW = Settings(
-    data="photos", images=2, budget=6, iterations=100, tuned_on=1, points=(1, 3, 6), fills=2, spread_images=1
-)
+_FEW = Settings(data="photos", images=1, budget=3, iterations=50, tuned_on=1, points=(1, 3), fills=2, spread_images=1)
 _FLOWERS = Settings(priors=(("glow", "glow-flowers64"),), data="flowers", size=64, fills=16, spread_images=12)
 _GAMMAS = (0.0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 30.0, 40.0, 50.0)
 _LONG: dict[str, Any] = {"budget": 400, "iterations": 5000, "points": (1, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400)}

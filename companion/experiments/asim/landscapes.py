@@ -46,8 +46,8 @@ class Settings(shared.OnImages):
             pixel_steps=(0.001, 0.1),
             searched=1,
             starts=2,
-            budget=15,
-            fits=(2, 20),
+            budget=8,
+            fits=(2, 10),
         ),
         "laptop": Settings(),
         "paper": Settings(

@@ -60,7 +60,7 @@ class Settings(shared.OnImages):
         return self.gammas if method in self.generators else (0.0,)
 
 
-_FEW: dict[str, Any] = {"data": "photos", "images": 2, "tuned_on": 1, "budget": 6, "iterations": 50}
+_FEW: dict[str, Any] = {"data": "photos", "images": 1, "tuned_on": 1, "budget": 4, "iterations": 50}
 _FEW |= {"weights": (0.003,), "gammas": (0.01,), "betas": (3.0,), "range_restarts": 1}
 
 

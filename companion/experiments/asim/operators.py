@@ -66,7 +66,7 @@ class Settings(shared.OnImages):
 
 _FEW = {name: weights[:1] for name, weights in WEIGHTS.items()} | {"dip": (5, 10), "tikhonov": (1e-3, 1e-2)}
 _FEW["glow-map"] = (0.25,)
-_SMALL: dict[str, Any] = {"data": "photos", "images": 2, "tuned_on": 1, "budget": 5, "denoisings": 3}
+_SMALL: dict[str, Any] = {"data": "photos", "images": 1, "tuned_on": 1, "budget": 3, "denoisings": 2}
 _SMALL |= {"problems": PROBLEMS[:2], "tv_iterations": 100, "width": 8, "shown": 1}
 
 

@@ -82,7 +82,7 @@ _LAPTOP = (
     Family(flow="glow-mnist", generators=_DIGITS, sets=("mnist", "letters", "fashion-mnist", "photographs"), grey=True),
 )
 _PUBLISHED = tuple(m / 12288 for m in (1000, 2500, 5000, 7500, 10000))
-_SMALL: dict[str, Any] = {"images": 2, "shown": 1, "scored": 6, "iterations": 20, "restarts": 2, "tuned_on": 2}
+_SMALL: dict[str, Any] = {"images": 2, "shown": 1, "scored": 4, "iterations": 20, "restarts": 2, "tuned_on": 1}
 
 
 @experiment(
@@ -90,7 +90,7 @@ _SMALL: dict[str, Any] = {"images": 2, "shown": 1, "scored": 6, "iterations": 20
     paper="Asim et al. 2020",
     shows="Fig. 5, 42-46",
     profiles={
-        "quick": Settings(families=(_FEW,), shares=(0.1, 0.2), budget=12, weights=(0.001, 0.01), **_SMALL),
+        "quick": Settings(families=(_FEW,), shares=(0.1, 0.2), budget=4, weights=(0.001, 0.01), **_SMALL),
         "laptop": Settings(families=_LAPTOP),
         "paper": Settings(families=(_FLOWERS,), shares=_PUBLISHED, budget=2000),
     },

@@ -57,7 +57,7 @@ _QUICK = {name: weights[:1] for name, weights in WEIGHTS.items()} | {"map": (0.3
     paper="Asim et al. 2020; Efron 2011",
     shows="Fig. 2 at one noise level, with the posterior's mean beside its mode",
     profiles={
-        "quick": Settings(data="photos", weights=_QUICK, images=2, tuned_on=1, budget=10, shown=1),
+        "quick": Settings(data="photos", weights=_QUICK, images=1, tuned_on=1, budget=4, shown=1),
         "laptop": Settings(weights=WEIGHTS),
     },
     tolerances={"*psnr": 0.03},

@@ -38,7 +38,7 @@ class Settings:
     paper="Zhang et al. 2021",
     shows="Fig. 8, and the mode that reverse KL loses",
     profiles={
-        "quick": Settings(points=41, starts=10, descent=150, side=8, draws=1, iterations=120, samples=2000, steps=4),
+        "quick": Settings(points=41, starts=10, descent=150, side=8, draws=1, iterations=40, samples=1000, steps=4),
         "laptop": Settings(points=121, starts=24, descent=400, side=16, draws=3, iterations=500, samples=8000),
     },
     tolerances={"divergence": 0.3, "error": 0.3, "histogram": 0.2, "loss": 0.2, "ess": 0.2, "path": 0.05},

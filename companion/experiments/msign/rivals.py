@@ -50,7 +50,7 @@ class Case:
     paper="Zhang et al. 2021",
     shows="Fig. 3, 11, the rivals' side",
     profiles={
-        "quick": Settings(side=8, scale=2, particles=20, budgets=(2000,), draws=1, samples=2000, steps=2, width=8),
+        "quick": Settings(side=8, scale=2, particles=20, budgets=(1000,), draws=1, samples=1000, steps=2, width=8),
         "laptop": Settings(side=64, scale=3, particles=100, budgets=(20_000, 100_000), draws=3, samples=8000),
     },
     tolerances={"*": 0.3, "divergence": None},

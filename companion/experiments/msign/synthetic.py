@@ -63,14 +63,14 @@ LAPTOP = Settings(
 )
 QUICK = Settings(
     side=8,
-    samples=2000,
+    samples=1000,
     draws=1,
     steps=3,
     width=8,
     plain_scales=1,
-    plain_iterations=60,
-    mirrored_iterations=60,
-    pool=4000,
+    plain_iterations=20,
+    mirrored_iterations=20,
+    pool=2000,
 )
 TOLERANCES = {
     "divergence": 0.2,
@@ -113,7 +113,7 @@ def synthetic(settings: Settings, context: Context) -> tuple[dict, dict]:
     paper="Zhang et al. 2021",
     shows="Fig. 3, 11, 12; Table 1, the plain model up to the finest scale",
     profiles={
-        "quick": replace(QUICK, plain_scales=2, plain_iterations=20),
+        "quick": replace(QUICK, plain_scales=2),
         "laptop": replace(LAPTOP, draws=1, plain_scales=6),  # some 8·10⁵ forward simulations in all
     },
     tolerances=TOLERANCES,

@@ -96,7 +96,7 @@ _TILES = Settings(
 
 
 def _quick(settings: Settings, data: str, start: str, **weights: tuple[float, ...]) -> Settings:
-    few: dict[str, Any] = {"images": 2, "tuned_on": 1, "budget": 12, "shown": 2}
+    few: dict[str, Any] = {"images": 1, "tuned_on": 1, "budget": 6, "shown": 1}
     return replace(settings, data=data, noises={"sinusoidal": (0.3,)}, weights=weights, start=start, **few)
 
 

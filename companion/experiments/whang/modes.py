@@ -61,7 +61,7 @@ _LAPTOP = (
     paper="Whang et al. 2021",
     shows="eq. 12: what its minimiser is; β and evaluations, which the paper gives no table of",
     profiles={
-        "quick": Settings(families=_QUICK, images=2, betas=(0.1, 1.0), budget=20, marks=(1, 10, 20), shown=2),
+        "quick": Settings(families=_QUICK, images=2, betas=(0.1, 1.0), budget=10, marks=(1, 5, 10), shown=2),
         "laptop": Settings(families=_LAPTOP),
     },
     tolerances={"*psnr*": 0.03, "*nats*": 0.03, "*misfit*": 0.1},

@@ -66,7 +66,7 @@ _TILES = replace(_PHOTOGRAPHS, data="eurosat", flow="glow-eurosat32", gaussian="
 
 
 def _quick(settings: Settings) -> Settings:
-    few: dict[str, Any] = {"images": 1, "tuned_on": 1, "budget": 10, "shown": 1}
+    few: dict[str, Any] = {"images": 1, "tuned_on": 1, "budget": 6, "shown": 1}
     return replace(
         settings,
         data="photos",
