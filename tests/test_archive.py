@@ -20,7 +20,7 @@ from companion.grading.master import source
 
 Case = tuple[bool, Callable[[dict[str, Any]], None]]
 
-# Of the cells of open questions, less of what they compute: nothing here looks at a figure; `make assignments` makes it.
+# Less of what the cells of open questions compute: nothing here looks at a figure, which `make assignments` makes.
 FEWER = {
     "01-coupling-flow": {"450, 0.01": "20, 0.01"},
     "02-blur-and-projections": {

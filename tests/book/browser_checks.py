@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
 
@@ -48,19 +49,27 @@ class Visit:
 def visit(context: BrowserContext, path: Path) -> Iterator[Visit]:
     """Open a file with every other host cut off, and wait until formulas are set."""
     context.set_offline(True)  # a route for each request would ask this process about every file, too
-    page = context.new_page()
+    # One tab for all: a new one would start a process, which compiles MathJax again.
+    page = context.pages[0] if context.pages else context.new_page()
+    resize(page, DESK)
     seen = Visit(page, [], [], [], 0.0)
-    page.on("request", lambda request: seen.requests.append(request.url))
-    page.on("requestfailed", lambda request: seen.failed.append(request.url))
-    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    page.on("console", lambda line: seen.complaints.append(line.text) if line.type == "error" else None)
-    page.goto(path.resolve().as_uri(), wait_until="load")
-    seen.loaded = time.monotonic()
-    page.evaluate("async () => { if (window.MathJax?.startup) await MathJax.startup.promise }")
+    listeners: dict[Any, Callable[[Any], None]] = {
+        "request": lambda request: seen.requests.append(request.url),
+        "requestfailed": lambda request: seen.failed.append(request.url),
+        "pageerror": lambda error: seen.complaints.append(str(error)),
+        "console": lambda line: seen.complaints.append(line.text) if line.type == "error" else None,
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
     try:
+        page.goto(path.resolve().as_uri(), wait_until="load")
+        seen.loaded = time.monotonic()
+        page.evaluate("async () => { if (window.MathJax?.startup) await MathJax.startup.promise }")
         yield seen
     finally:
-        page.close()
+        for event, listener in listeners.items():
+            page.remove_listener(event, listener)
+        page.goto("about:blank")  # the next page gets nothing of this one's, nor is this one laid out for it
 
 
 def no_other_host(seen: Visit) -> list[str]:
