@@ -25,19 +25,6 @@ def companion(*arguments, **environment):
 
 
 @pytest.mark.slow
-def test_run_stores_a_result_and_list_shows_it(tmp_path):
-    done = companion("run", "test.tiny", "--profile", "quick", "--out", tmp_path, "--seed", 2, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    assert "stored in" in done.stdout and done.stdout.count("\n") == 1
-    document = json.loads((tmp_path / "test.tiny" / "quick.json").read_text())
-    assert document["provenance"]["seed"] == 2
-    listed = companion("list", "--json", "--out", tmp_path)
-    entry = next(entry for entry in json.loads(listed.stdout) if entry["name"] == "test.tiny")
-    assert listed.returncode == 0 and entry["stored"] == {"quick": "current"}
-    assert entry["profiles"] == ["quick", "laptop"]
-
-
-@pytest.mark.slow
 def test_a_reader_who_has_gone_is_no_failure(tmp_path):
     read, write = os.pipe()
     os.close(read)
@@ -60,6 +47,19 @@ def call(capsys, *arguments):
         code = stopped.code
     printed = capsys.readouterr()
     return code, printed.out, printed.err
+
+
+@pytest.mark.slow
+def test_run_stores_a_result_and_list_shows_it(tiny, capsys, tmp_path):
+    done = companion("run", "test.tiny", "--profile", "quick", "--out", tmp_path, "--seed", 2, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "stored in" in done.stdout and done.stdout.count("\n") == 1
+    document = json.loads((tmp_path / "test.tiny" / "quick.json").read_text())
+    assert document["provenance"]["seed"] == 2
+    code, listed, _ = call(capsys, "list", "--json", "--out", tmp_path)  # in another process than the run
+    entry = next(entry for entry in json.loads(listed) if entry["name"] == "test.tiny")
+    assert code == 0 and entry["stored"] == {"quick": "current"}
+    assert entry["profiles"] == ["quick", "laptop"]
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_with_soft_thresholding_it_ends_where_the_lasso_does():
     def soft(x, std):
         return x.sign() * (x.abs() - std**2 * weight).clamp(min=0)
 
-    found = recover.plug_and_play(operator, measured(operator), soft, STD, 0.1, max_iterations=2000, tolerance=1e-8)
+    found = recover.plug_and_play(operator, measured(operator), soft, STD, 0.2, max_iterations=2000, tolerance=1e-8)
     options = {"max_iterations": 20000, "tolerance": 1e-9}
     exact = recover.lasso(operator, measured(operator), "pixel", 2 * STD**2 * weight, **options)
     assert exact.converged.all() and (exact.x == 0).any()
