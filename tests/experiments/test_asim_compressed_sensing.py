@@ -104,11 +104,12 @@ def test_single_searches_are_restarts_one_by_one(photos):
 
 def test_digits_and_a_killed_run(tmp_path):
     digits = replace(cs._MNIST, data="digits")
-    settings = replace(cs._tiny(digits, 100), budget=30, weights=(0.03,), classical=("lasso-pixel",), pictures=0)
+    few = {"budget": 12, "vae_first": 8, "weights": (0.03,), "classical": ("lasso-pixel",), "pictures": 0}
+    settings = replace(cs._tiny(digits, 100), **few)
     metrics, arrays = compare(settings, tmp_path)
     methods = ["glow", "gaussian", "lasso-pixel", "gan", "vae", "vae-glow"]
     assert arrays["psnr"].axes["method"] == methods and metrics["n"] == 784
-    assert take("evaluations", arrays["evaluations"], {"method": "vae-glow"}).max() <= 30
+    assert take("evaluations", arrays["evaluations"], {"method": "vae-glow"}).max() <= 12
     assert metrics["chosen"]["glow"][0] in ({"gamma": 0.0}, {"gamma": 0.1})
     assert "recovered" not in arrays and "truth" not in arrays  # for images that may not be shown
     again = compare(settings, tmp_path)
