@@ -8,8 +8,15 @@ left_out: dict[str, list[str]] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that no process is left alone with one: by a chapter's cells, or a file's slow tests."""
-    long = Counter(item.path for item in items if item.path.suffix == ".ipynb" or item.get_closest_marker("slow"))
+    """Long files first, so that no process is left alone with one: by a chapter's cells, or a file's slow tests.
+
+    Tests in a browser count as slow: one opens every page of the book.
+    """
+    long = Counter(
+        item.path
+        for item in items
+        if item.path.suffix == ".ipynb" or any(item.get_closest_marker(name) for name in ("slow", "browser"))
+    )
     items.sort(key=lambda item: -long[item.path])  # stable: the items of a file stay together
 
 

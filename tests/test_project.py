@@ -122,17 +122,18 @@ def test_students_get_a_wheel_beside_the_assignments() -> None:
 
 def test_long_files_are_run_first(tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    slow\n    browser\n")
     (tmp_path / "test_a.py").write_text("def test_quick(): pass\ndef test_too(): pass\n")
     slow = "@pytest.mark.slow\n@pytest.mark.parametrize('k', range(3))\ndef test_slow(k): pass\n"
     (tmp_path / "test_b.py").write_text(f"import pytest\n{slow}def test_a(): pass\n")
+    (tmp_path / "test_c.py").write_text("import pytest\n@pytest.mark.browser\ndef test_seen(): pass\n")
     for name, cells in (("one", 1), ("two", 2)):
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1") for _ in range(cells)])
         nbformat.write(notebook, tmp_path / f"{name}.ipynb")
     command = [sys.executable, "-m", "pytest", "--collect-only", "--nbval", "-q", "-p", "no:cacheprovider", "."]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     files = dict.fromkeys(re.findall(r"^([\w.]+)::", shown, re.MULTILINE))
-    assert list(files) == ["test_b.py", "two.ipynb", "one.ipynb", "test_a.py"]
+    assert list(files) == ["test_b.py", "two.ipynb", "one.ipynb", "test_c.py", "test_a.py"]
 
 
 def test_a_commit_is_checked_by_make_check_without_downloads() -> None:
