@@ -14,8 +14,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS)
 # Processes side by side with one thread each: threads of two processes would spin while they wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+# Byte code is written even where that is switched off: a hundred processes and kernels read the same modules.
 # One process a file, since a chapter's cells share a kernel; tests/conftest.py puts the long files first.
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
+PYTEST := $(ONE_THREAD) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 # What the site is made of; folders are listed too, so that a removed page is noticed.
 PAGES := $(shell find _config.yml _toc.yml book/. \( -name __pycache__ -o -name .ipynb_checkpoints -o -name _tools \) -prune -o -print)
 
