@@ -101,10 +101,14 @@ def test_a_terminal_without_an_experiments_letters_shows_their_codes(tiny, capsy
         (["train", "a-flow", "--profile", "huge"], "profile: got 'huge'; allowed: quick, laptop"),
     ],
 )
-def test_bad_arguments_exit_2_with_one_line_that_says_which(tiny, fakes, capsys, arguments, says):
+def test_bad_arguments_exit_2_with_one_line_that_says_which(
+    tiny, fakes, capsys, tmp_path, monkeypatch, arguments, says
+):
+    monkeypatch.chdir(tmp_path)
     code, out, err = call(capsys, *arguments)
     assert code == 2 and out == "" and says in err
     assert err.count("\n") == 1 and "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture

@@ -120,17 +120,17 @@ def _run(
     stem = _stem(name, profile, out)
     if changes and out is None:
         raise ValueError("changes: got some for the book's own store; allowed: with a folder of your own")
-    parts = _folder(RUNS if out is None else out) / "parts" / name / profile
-    for folder in (stem.parent, parts):
-        writable("out", folder)  # asked before the work, so that no long run ends with nowhere to go
     settings = with_changes(entry.settings[profile], changes or {}, entry.settings.values())
     recorded = settings_dict(settings)
+    parts = _folder(RUNS if out is None else out) / "parts" / name / profile
     code = fingerprint.code(entry.function.__module__)
     if not resume:
         shutil.rmtree(parts, ignore_errors=True)
     basis = json.dumps([code, recorded, seed, where.type], sort_keys=True)
     start = time.perf_counter()
     with recording() as paths, running as compute:  # entered only now: what was asked for has been checked
+        for folder in (stem.parent, parts):
+            writable("out", folder)  # asked before the work, so that no long run ends with nowhere to go
         context = Context(where, seed, settings=settings, parts=parts, fingerprint=sha256(basis), runner=compute)
         outcome = check_outcome(entry.function(settings, context))
     provenance = Provenance(
