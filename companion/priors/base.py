@@ -17,6 +17,7 @@ from companion import _support
 
 Value = TypeVar("Value")
 DTYPES = (torch.float32, torch.float64)  # in which priors compute
+ROWS = 1024  # images that `sample` decodes at a time: what a flow keeps of many more would not fit into memory
 MODELS: dict[str, type["Prior"]] = {}  # what checkpoints can hold, by name
 
 
@@ -55,7 +56,8 @@ class Prior(nn.Module, ABC):
         """Draw `n` images G(temperature · z) with z ~ N(0, I); [n, *shape]. The values are not clipped to [0, 1]."""
         _support.count("n", n)
         _support.positive("temperature", temperature, zero=True)
-        return self.decode(temperature * _support.normal((n, self.latent_dim), seed, self.like, "sample"))
+        z = temperature * _support.normal((n, self.latent_dim), seed, self.like, "sample")
+        return torch.cat([self.decode(part) for part in z.split(ROWS)])
 
     def _check_latent(self, z: Tensor) -> Tensor:
         return self._check_dtype("z", _support.batch_of("z", z, (self.latent_dim,)))

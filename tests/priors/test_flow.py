@@ -9,7 +9,7 @@ import torch
 from flow_cases import perturb, rand, randn, tiny
 from scipy import stats
 
-from companion.priors import Flow, Glow
+from companion.priors import Flow, Glow, base
 from companion.priors.bijections import ActNorm, Bijection, Chain, ChannelMix, Coupling, split_channels
 from companion.priors.networks import ConvConditioner
 from companion.priors.pixels import PixelMap
@@ -46,6 +46,15 @@ def density_on_grid(flow: Flow) -> tuple[torch.Tensor, torch.Tensor]:
 def test_density_integrates_to_one(kind):
     axis, density = density_on_grid(one_pixel(kind))
     assert float(torch.trapezoid(torch.trapezoid(density, axis), axis)) == pytest.approx(1, abs=1e-3)
+
+
+def test_many_samples_are_decoded_in_parts(monkeypatch):
+    flow, sizes = one_pixel(), []
+    whole = flow.sample(7, seed=1)
+    monkeypatch.setattr(base, "ROWS", 3)
+    monkeypatch.setattr(flow, "decode", lambda z: sizes.append(len(z)) or Flow.decode(flow, z))
+    torch.testing.assert_close(flow.sample(7, seed=1), whole)
+    assert sizes == [3, 3, 1]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "logit"])
