@@ -223,10 +223,10 @@ def test_solves_are_counted_image_by_image() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_float32_agrees_to_its_tolerance_which_is_stated(method: str) -> None:
-    pde, x = EllipticPDE(32, method=method), 0.35 * fields(2, 32)
+    pde, x = EllipticPDE(32, method=method), 0.35 * fields(20, 32)
     exact = pde(x)
     y = pde(x.float())
-    assert y.dtype == torch.float32 and (pde.residual < 2e-5).all()
+    assert y.dtype == torch.float32 and (pde.residual < 1e-5 + 2e-8 * 32**2).all()  # what stops it, and rounding
     torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-6)
 
 
