@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from companion import _support, sample
-from companion.bayes import Elliptic, barrier, jeffreys, laplace, train_msign
+from companion.bayes import Elliptic, amortised_svgd, barrier, jeffreys, laplace, train_msign
 from companion.bayes import Settings as Training
 from companion.experiments import Context, Named, Part, experiment, gather, named, shared
 from companion.experiments.arrays import collect
@@ -15,7 +15,7 @@ from companion.experiments.msign.rivals import sampled
 from companion.priors.msign import Mirrored, MsIGN
 
 METHODS = ("plain", "mirrored", "moved", "laplace")  # "moved" is "mirrored" whose samples for the forward term move
-RIVALS = ("mala", "pcn", "svgd", "psvgd")
+RIVALS = ("mala", "pcn", "svgd", "psvgd", "asvgd")
 LEADING = 8  # modes of the prior on which the reference's convergence is judged
 EDGES = np.linspace(-2, 2, 61)  # of the histograms along the truth
 
@@ -26,7 +26,7 @@ class Settings:
 
     side: int  # of the finest scale, and of the mesh
     samples: int  # for each divergence, and as many of the reference
-    draws: int  # repetitions of the models
+    draws: int  # repetitions of the models and of the rivals
     chains: int = 16  # of each reference
     recorded: int  # draws of each of its chains
     warmup: int = 60
@@ -55,6 +55,21 @@ class Case:
     references: tuple[np.ndarray, ...]
 
 
+_LAPTOP = Settings(
+    side=16,
+    samples=8000,
+    draws=3,
+    recorded=500,
+    leapfrogs=12,
+    first_iterations=250,
+    iterations=150,
+    steps=4,
+    width=16,
+    pool=4000,
+    rival_steps=400,
+)
+
+
 @experiment(
     "msign.elliptic",
     paper="Zhang et al. 2021",
@@ -76,19 +91,8 @@ class Case:
             particles=20,
             rival_steps=20,
         ),
-        "laptop": Settings(
-            side=16,
-            samples=8000,
-            draws=3,
-            recorded=500,
-            leapfrogs=12,
-            first_iterations=250,
-            iterations=150,
-            steps=4,
-            width=16,
-            pool=4000,
-            rival_steps=400,
-        ),
+        "laptop": _LAPTOP,
+        "paper": replace(_LAPTOP, side=64, steps=32, width=64),
     },
     tolerances={"*": 0.3},
 )
@@ -99,8 +103,8 @@ def elliptic(settings: Settings, context: Context) -> tuple[dict, dict]:
     first, *references = (outcome.arrays["folded"] for outcome in chains)
     cases = [Case(method, draw, first, tuple(references)) for method in METHODS for draw in range(settings.draws)]
     arrays = gather(context.map(_fit, cases, "models"), method=METHODS, draw=settings.draws)
-    finest = [Case(rival, 0, first, tuple(references[-1:])) for rival in RIVALS]
-    rivals = gather(context.map(_rival, finest, "rivals"), rival=RIVALS)
+    finest = [Case(rival, draw, first, tuple(references[-1:])) for rival in RIVALS for draw in range(settings.draws)]
+    rivals = gather(context.map(_rival, finest, "rivals"), rival=RIVALS, draw=settings.draws)
     judged = gather(chains[1:], scale=scales)
     arrays |= {f"rival {name}": one for name, one in rivals.items()}
     arrays |= {f"reference {name}": one for name, one in judged.items()}
@@ -203,14 +207,23 @@ def _fit(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
             current, ess = model.at(scale), stage.raw_ess
         simulations = float(finest.simulations - before)
         judge = _unfolded(problem, torch.from_numpy(reference).to(finest.field.like))
-        with torch.no_grad():
-            own = current.sample(settings.samples, seed=shared.seed_of(part, "own", case.method, scale, case.draw))
-            own = own[torch.isfinite(problem.log_density(own))]  # where the simulation fails there is no posterior
-            divergence = jeffreys(current.log_prob, problem.log_density, own, judge)
-        one = {"divergence": divergence.value, "error": divergence.error, "ess": ess, "simulations": simulations}
+        own_seed = shared.seed_of(part, "own", case.method, scale, case.draw)
+        own, value, error = _drawn(settings, problem, current, judge, own_seed)
+        one = {"divergence": value, "error": error, "ess": ess, "simulations": simulations}
         found.append({name: named(value) for name, value in one.items()} | _compared(problem, own, judge))
     part.count_evaluations(finest.simulations)
     return {}, collect(found, scale=scales)
+
+
+@torch.no_grad()
+def _drawn(
+    settings: Settings, problem: Elliptic, model: MsIGN | Mirrored, judge: Tensor, seed: int
+) -> tuple[Tensor, float, float]:
+    """Samples of a model, its Jeffreys divergence from the posterior, and the standard error of that."""
+    own = model.sample(settings.samples, seed=seed)
+    own = own[torch.isfinite(problem.log_density(own))]  # where the simulation fails there is no posterior
+    found = jeffreys(model.log_prob, problem.log_density, own, judge)
+    return own, found.value, found.error
 
 
 def _compared(problem: Elliptic, x: Tensor, judge: Tensor) -> dict[str, Named]:
@@ -232,13 +245,20 @@ def _compared(problem: Elliptic, x: Tensor, judge: Tensor) -> dict[str, Named]:
 
 
 def _rival(settings: Settings, part: Part, case: Case) -> tuple[dict, dict]:
-    """A sampler at the finest scale, from draws of the prior."""
+    """A rival at the finest scale, from draws of the prior; amortised SVGD alone has a density, and so a divergence."""
     problem = _problem(settings)
-    field = problem.field
-    seed = shared.seed_of(part, "rival", case.method)
-    start = field.encode(field.sample(settings.particles, seed=seed))[None]
-    x = sampled(problem, case.method, start, settings.rival_steps, seed)
-    part.count_evaluations(problem.simulations)
+    field, value, error = problem.field, np.nan, np.nan
+    seed = shared.seed_of(part, "rival", case.method, case.draw)
     judge = _unfolded(problem, torch.from_numpy(case.references[0]).to(field.like))
-    facts = _compared(problem, x, judge)
-    return {}, facts | {"simulations": named(float(problem.simulations))}
+    if case.method == "asvgd":
+        model = MsIGN(field, None, settings.steps, settings.width, seed=seed)
+        amortised_svgd(problem, model, Training(settings.rival_steps, batch=settings.particles), seed=seed)
+        simulations = problem.simulations
+        x, value, error = _drawn(settings, problem, model, judge, shared.seed_of(part, "own", "asvgd", case.draw))
+    else:
+        start = field.encode(field.sample(settings.particles, seed=seed))[None]
+        x = sampled(problem, case.method, start, settings.rival_steps, seed)
+        simulations = problem.simulations
+    part.count_evaluations(problem.simulations)
+    values = {"divergence": value, "error": error, "simulations": float(simulations)}
+    return {}, _compared(problem, x, judge) | {name: named(one) for name, one in values.items()}
