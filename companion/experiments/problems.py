@@ -33,7 +33,6 @@ def _matrix(shape: tuple[int, ...], m: int, seed: int) -> measure.Gaussian:
     return measure.Gaussian(shape, m, seed)
 
 
-@lru_cache(maxsize=4)
 @lru_cache(maxsize=2)
 def gaussian(
     name: str, size: int, device: torch.device, floor: float = 0.0, mirror: bool = False
