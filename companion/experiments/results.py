@@ -152,7 +152,7 @@ def _run(
     shutil.rmtree(parts, ignore_errors=True)
     result = load(name, profile, out)
     if profile == "quick":
-        agree = before is not None and not states.differences(before, result, entry.tolerances)
+        agree = before is not None and not _differences(before, result)
         states.record(stem.parent, result.sha256, {code, *(_codes(before, out) if agree and before else ())})
     elif before and code not in _codes(before, out):
         verify(name, out)  # so that later code is asked for the quick numbers of the code that ran here
@@ -166,14 +166,19 @@ def verify(name: str, out: Folder = None) -> list[str]:
     beside the results that today's code gives the same quick numbers. What this says of larger profiles, see
     :mod:`companion.experiments.states`. Raises what :func:`load` raises.
     """
-    entry, stored = get(name), load(name, "quick", out)
+    stored = load(name, "quick", out)
     with tempfile.TemporaryDirectory() as folder:
         again = _run(name, "quick", "cpu", stored.provenance.seed, folder, nullcontext(last_first))
-    found = states.differences(stored, again, entry.tolerances)
+    found = _differences(stored, again)
     if not found:
         known_codes = _codes(stored, out) | {again.provenance.code_sha256}
         states.record(_stem(name, "quick", out).parent, stored.sha256, known_codes)
     return found
+
+
+def _differences(stored: Result, again: Result) -> list[str]:
+    elsewhere = stored.provenance.device != again.provenance.device
+    return states.differences(stored, again, get(stored.name).tolerances, elsewhere)
 
 
 def verify_all(names: Sequence[str], out: Folder = None, workers: int = 1) -> Iterator[tuple[str, list[str]]]:

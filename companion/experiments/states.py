@@ -20,6 +20,7 @@ import numpy as np
 from companion._support import atomic
 
 TOLERANCE = 0.01
+ELSEWHERE = 4.0  # times the tolerance, on another model of processor
 
 
 def same_numbers(folder: Path, quick: str) -> set[str]:
@@ -39,19 +40,27 @@ def record(folder: Path, quick: str, code: set[str]) -> None:
             part.write_text(text + "\n", encoding="utf-8")
 
 
-def differences(stored: Any, again: Any, tolerances: Mapping[str, float | None]) -> list[str]:
+def differences(stored: Any, again: Any, tolerances: Mapping[str, float | None], elsewhere: bool = False) -> list[str]:
     """What two results differ in beyond tolerance, a line each; empty where they agree.
 
     Numbers agree if the root mean square of their differences is at most the tolerance times that of the stored ones:
     over an array, or over a list in the metrics. `tolerances` names metrics and arrays, or patterns of their names;
     None lets anything pass. All others have TOLERANCE; texts must be the same.
+
+    Another model of processor adds in another order, which searches and chains enlarge: `elsewhere` multiplies every
+    tolerance by ELSEWHERE and, where one is named, lets up to half of the numbers be finite in one result alone.
     """
     found = []
     pairs = [dict(_leaves({**result.metrics, **result.arrays})) for result in (stored, again)]
     for name in dict.fromkeys([*pairs[0], *pairs[1]]):
         whole = name.partition(".")[0]
-        allowed = next((each for key, each in tolerances.items() if fnmatchcase(whole, key)), TOLERANCE)
-        if allowed is not None and (reason := _differ(pairs[0].get(name), pairs[1].get(name), allowed)):
+        own = [each for key, each in tolerances.items() if fnmatchcase(whole, key)]
+        allowed = own[0] if own else TOLERANCE
+        if allowed is None:
+            continue
+        if elsewhere:
+            allowed *= ELSEWHERE
+        if reason := _differ(pairs[0].get(name), pairs[1].get(name), allowed, gaps=elsewhere and bool(own)):
             found.append(f"{name}: {reason}")
     return found
 
@@ -67,7 +76,8 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value if isinstance(value, str | None) else np.asarray(value)
 
 
-def _differ(stored: Any, again: Any, allowed: float) -> str:
+def _differ(stored: Any, again: Any, allowed: float, gaps: bool) -> str:
+    """Why two values differ, "" where they do not; with `gaps` half of its numbers may be finite in one alone."""
     if not (isinstance(stored, np.ndarray) and isinstance(again, np.ndarray)):
         return "" if stored is again or (isinstance(stored, str) and stored == again) else f"{stored} became {again}"
     if stored.shape != again.shape or stored.dtype.kind != again.dtype.kind:
@@ -75,8 +85,9 @@ def _differ(stored: Any, again: Any, allowed: float) -> str:
     if stored.dtype.kind not in "biuf":
         return "" if np.array_equal(stored, again) else "other texts"
     old, new = stored.astype(np.float64), again.astype(np.float64)
-    usable = np.isfinite(old)
-    if not np.array_equal(old[~usable], new[~usable], equal_nan=True) or not np.isfinite(new[usable]).all():
+    usable = np.isfinite(old) & np.isfinite(new)
+    gone = not np.array_equal(old[~usable], new[~usable], equal_nan=True)
+    if usable.sum() < np.isfinite(old).sum() / 2 if gaps else gone:
         return "other values are not finite"
     apart, size = (float(np.sqrt(np.mean(each[usable] ** 2))) if usable.any() else 0.0 for each in (new - old, old))
     return "" if apart <= allowed * size else f"off by {apart:.3g} where {size:.3g} is usual (root mean squares)"

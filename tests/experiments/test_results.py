@@ -14,7 +14,7 @@ import torch
 
 from companion import experiments
 from companion._support import generator
-from companion.experiments import fingerprint, states, store
+from companion.experiments import fingerprint, results, states, store
 from companion.experiments.arrays import named
 from companion.experiments.context import Context
 from companion.experiments.parts import check_outcome
@@ -269,6 +269,33 @@ class Numbers:
 )
 def test_differences(stored, again, tolerances, named):
     assert [line.partition(":")[0] for line in states.differences(stored, again, tolerances)] == named
+
+
+@pytest.mark.parametrize(
+    ("stored", "again", "tolerances", "named"),
+    [
+        (Numbers({"a": 1.0}), Numbers({"a": 1.03}), {}, []),
+        (Numbers({"a": 1.0}), Numbers({"a": 1.05}), {}, ["a"]),
+        (Numbers({"a": 1.0}), Numbers({"a": 1.3}), {"a": 0.1}, []),
+        (Numbers({"a": 1.0}), Numbers({"a": 1.5}), {"a": 0.1}, ["a"]),
+        (Numbers({}, x=np.array([1, np.nan])), Numbers({}, x=np.array([1, 2.0])), {}, ["x"]),
+        (Numbers({}, x=np.array([1, np.nan])), Numbers({}, x=np.array([1, 2.0])), {"x": 0.1}, []),
+        (Numbers({}, x=np.array([1, 2.0, 3])), Numbers({}, x=np.array([1, np.nan, np.nan])), {"x": 0.1}, ["x"]),
+        (Numbers({}, x=np.zeros(3)), Numbers({}, x=np.zeros(2)), {"x": 0.1}, ["x"]),
+    ],
+)
+def test_more_differs_on_another_model_of_processor(stored, again, tolerances, named):
+    assert [line.partition(":")[0] for line in states.differences(stored, again, tolerances, True)] == named
+
+
+def test_another_processor_is_allowed_what_the_same_one_is_not(tmp_path, monkeypatch):
+    experiments.run("test.tiny", out=tmp_path)
+    draw = tiny_experiment.generator
+    monkeypatch.setattr(states, "ELSEWHERE", 1e6)
+    monkeypatch.setattr(tiny_experiment, "generator", lambda seed, *names: draw(99, *names))
+    assert experiments.verify("test.tiny", tmp_path)
+    monkeypatch.setattr(results, "device_words", lambda device: "another processor (1 thread)")
+    assert experiments.verify("test.tiny", tmp_path) == []
 
 
 def test_axes_are_read_by_name(tmp_path):

@@ -60,7 +60,7 @@ _RUNS = (
         "laptop": Settings(data="mnist", images=2, chains=4, budget=2400, runs=_RUNS),
         "paper": Settings(data="mnist", images=20, chains=8, budget=20_000, runs=_RUNS),
     },
-    tolerances={"rhat": 0.5, "ess": 0.5, "norm": 0.1, "error*": 0.2, "step": 0.3, "accept_rate": 0.2},
+    tolerances={"rhat": None, "ess": 0.5, "norm": 0.1, "error*": 0.2, "step": 0.3, "accept_rate": 0.3},
 )
 def flow(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Samples the posterior of inpainted digits with a Glow prior, smoothed or not, in latents and in pixels."""

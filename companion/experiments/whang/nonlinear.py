@@ -71,7 +71,7 @@ _LAPTOP = Settings()
         ),
         "laptop": _LAPTOP,
     },
-    tolerances={"*psnr*": 0.05},
+    tolerances={"*psnr*": 0.05, "*recovered": 0.05},
 )
 def nonlinear(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Recovers digits from magnitudes and from a saturating camera, by MAP and by descent without a prior.
