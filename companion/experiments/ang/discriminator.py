@@ -52,59 +52,98 @@ _RUNS = (
     (_VAE, "logistic", 1.0),
 )
 
+_QUICK = Settings(
+    data="tilted",
+    runs=((_GAN, "as trained", 0.0), (_GAN, "as trained", 1.0), (_GAN, "logistic", 1.0)),
+    tuning=2,
+    calibration=20,
+    labelled=100,
+    draws=8,
+    budget=20,
+    images=1,
+    chains=2,
+    search=10,
+    posterior=40,
+)
+_LAPTOP = Settings(
+    data="mnist",
+    runs=_RUNS,
+    calibration=1000,
+    labelled=10_000,
+    draws=128,
+    budget=200,
+    images=40,
+    chains=2,
+    search=100,
+    posterior=800,
+)
+_PAPER = Settings(
+    data="mnist",
+    runs=_RUNS,
+    tuning=2000,
+    calibration=5000,
+    labelled=55_000,
+    draws=2000,
+    budget=5000,
+    images=1000,
+    chains=4,
+    posterior=10_000,
+)
+# chains follow rounding errors apart, and R-hat of chains that hardly moved is any large number
+_TOLERANCES = {"rhat": None, "label": 0.5, "*": 0.3}
+
 
 @experiment(
     "ang.discriminator",
     paper="Ang 2021",
     shows="sec. 3.2, Figs. 3–5, with a discriminator calibrated on held-out images",
     profiles={
-        "quick": Settings(
-            data="tilted",
-            runs=((_GAN, "as trained", 0.0), (_GAN, "as trained", 1.0), (_GAN, "logistic", 1.0)),
-            tuning=2,
-            calibration=20,
-            labelled=100,
-            draws=8,
-            budget=20,
-            images=1,
-            chains=2,
-            search=10,
-            posterior=40,
-        ),
-        "laptop": Settings(
-            data="mnist",
-            runs=_RUNS,
-            calibration=1000,
-            labelled=10_000,
-            draws=128,
-            budget=200,
-            images=40,
-            chains=2,
-            search=100,
-            posterior=800,
-        ),
-        "paper": Settings(
-            data="mnist",
-            runs=_RUNS,
-            tuning=2000,
-            calibration=5000,
-            labelled=55_000,
-            draws=2000,
-            budget=5000,
-            images=1000,
-            chains=4,
-            posterior=10_000,
-        ),
+        "quick": _QUICK,
+        "laptop": _LAPTOP,
+        "paper": _PAPER,
     },
-    # chains follow rounding errors apart, and R-hat of chains that hardly moved is any large number
-    tolerances={"rhat": None, "label": 0.5, "*": 0.3},
+    tolerances=_TOLERANCES,
 )
 def discriminator(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Tilts priors and their posteriors by calibrated discriminators, as trained and fine-tuned."""
     real = real_images(settings, context, 2 * settings.draws, "test")
     facts = {"energy distance of real images": energy_distance(*real.chunk(2))}
     outcomes = context.map(_refine, settings.runs, "runs")
-    return facts, gather(outcomes, run=[f"{generator}, {judge}, λ = {w:g}" for generator, judge, w in settings.runs])
+    return facts, gather(outcomes, run=labels(settings))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Settings):
+    """The same, with other measurements; no draws of the prior are made."""
+
+    cases: tuple[tuple[str, int, float], ...]  # kind, m and std of :class:`Case`
+
+
+_TILTS = ((_GAN, "as trained", 0.0), (_GAN, "as trained", 1.0), (_VAE, "as trained", 0.0), (_VAE, "as trained", 1.0))
+_CASES = (("compressed", 50, 0.1), ("denoising", 0, 0.5))
+
+
+@experiment(
+    "ang.discriminator-measured",
+    paper="Ang 2021",
+    shows="sec. 3.2, Figs. 3 and 4: compressed sensing and denoising",
+    profiles={
+        "quick": Measured(**vars(_QUICK) | {"runs": _TILTS[:2], "cases": _CASES}),
+        "laptop": Measured(**vars(_LAPTOP) | {"runs": (*_TILTS, (_VAE, "logistic", 1.0)), "cases": _CASES}),
+        "paper": Measured(**vars(_PAPER) | {"cases": _CASES}),
+    },
+    tolerances=_TOLERANCES,
+)
+def measured(settings: Measured, context: Context) -> tuple[dict, dict]:
+    """Posterior means by tilted priors from sums of pixels, and from noisy digits."""
+    cases = [Case(*case) for case in settings.cases]
+    outcomes = context.map(_recover, [(case, run) for case in cases for run in settings.runs], "runs")
+    return {}, gather(outcomes, case=map(str, cases), run=labels(settings))
+
+
+def labels(settings: Settings) -> list[str]:
+    """Of the runs."""
+    return [f"{generator}, {judge}, λ = {weight:g}" for generator, judge, weight in settings.runs]
 
 
 @torch.no_grad()
@@ -203,8 +242,21 @@ def _refine(settings: Settings, part: Part, item: tuple[str, str, float]) -> tup
     name, how, weight = item
     prior = shared.prior(part, name)
     penalty, arrays = tilt(settings, part, prior, how, weight, partial(real_images, settings, part), _LEAPFROGS)
+    return {}, arrays | _recovered(settings, part, prior, penalty, Case("inpainting", settings.m, settings.std))
+
+
+def _recover(settings: Settings, part: Part, item: tuple[Case, tuple[str, str, float]]) -> tuple[dict, dict]:
+    """Posterior means by a prior tilted with weight λ."""
+    case, (name, how, weight) = item
+    prior, real = shared.prior(part, name), partial(real_images, settings, part)
+    ratio, _ = _calibrate(settings, part, prior, judge(settings, part, prior, how, real), real)
+    return {}, _recovered(settings, part, prior, energy.Discrimination(ratio, weight), case)
+
+
+def _recovered(settings: Settings, part: Part, prior: Any, penalty: energy.Discrimination, case: Case) -> dict:
+    """Scores of posterior means, by chains in the metric of the posterior that is not tilted."""
     truth = real_images(settings, part, settings.images, "test")
-    problem, y = observed(part, truth, Case("inpainting", settings.m, settings.std))
+    problem, y = observed(part, truth, case)
     plain = posterior(prior, problem, y)
     tilted = energy.Energy(prior, terms=[*plain.terms, (1.0, penalty)])
     z0 = sample.initialise(
@@ -217,7 +269,7 @@ def _refine(settings: Settings, part: Part, item: tuple[str, str, float]) -> tup
     part.count_evaluations(settings.images * (settings.chains * settings.search + metric.evaluations))
     part.count_evaluations(int(found.evaluations.sum()))
     rhat = found.diagnostics().rhat.max(1)
-    return {}, arrays | scores(settings, part, found.estimate(prior), truth, rhat, found.accept_rate.mean(1))
+    return scores(settings, part, found.estimate(prior), truth, rhat, found.accept_rate.mean(1))
 
 
 def tilt(

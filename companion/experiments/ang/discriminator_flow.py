@@ -78,8 +78,9 @@ def flow(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Tilts a smoothed flow and its posterior by calibrated discriminators, a GAN's and one tuned to the flow."""
     halves = noisy(settings, context, 2 * settings.draws, "test").chunk(2)
     outcomes = context.map(_refine, settings.runs, "runs")
-    labels = [f"{generator}, {judge}, λ = {weight:g}" for generator, judge, weight in settings.runs]
-    return {"energy distance of real images": discriminator.energy_distance(*halves)}, gather(outcomes, run=labels)
+    return {"energy distance of real images": discriminator.energy_distance(*halves)}, gather(
+        outcomes, run=discriminator.labels(settings)
+    )
 
 
 def noisy(settings: Settings, part: Part, number: int, split: str) -> Tensor:
