@@ -51,7 +51,8 @@ def run(
     metric
         Of :func:`~companion.sample.gauss_newton`. Its cost is not among the result's evaluations.
     seed, stream
-        Chain c of image k has its own random numbers, which do not depend on how many others there are.
+        Chain c of image k has its own random numbers, which do not depend on how many others there are. The step that
+        a warm-up adapts is that of all chains of an image, so with a warm-up a chain depends on those beside it.
     checkpoint
         File from which a killed run goes on, to the very chains that it would have made; written every 50 steps.
     progress

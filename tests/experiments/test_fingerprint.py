@@ -91,6 +91,7 @@ def codes():
         ("energy/terms.py", '"""', '"""Once more: ', set()),
         ("priors/realnvp.py", "self.", "self .", set()),
         ("experiments/context.py", "def map", "def mapped", set()),
+        ("experiments/arrays.py", "np.stack", "2 * np.stack", {"asim.image_space", "asim.planar", "hand.typicality"}),
         ("experiments/shared.py", "* 255", "* 256", {"asim.image_space", "hand.typicality"}),
         ("experiments/problems.py", "NOISE_NORM = 0.1", "NOISE_NORM = 0.2", {"asim.image_space"}),
         ("__init__.py", "0.1.0", "9.9.9", set()),

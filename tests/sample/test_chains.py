@@ -9,7 +9,7 @@ from sampling_cases import LinearGaussian, normal
 from scipy import stats
 
 from companion import energy, measure, priors, sample
-from companion.sample.kernels import Hamiltonian
+from companion.sample.kernels import CrankNicolson, Hamiltonian, Langevin
 
 SAMPLERS = {
     "mala": lambda e, z, **o: sample.mala(e, z, step=0.5, **o),
@@ -168,11 +168,22 @@ class _Killed(Exception):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [70, 130])  # steps: in the warm-up, and while recording
-def test_a_killed_run_goes_on_to_the_same_chains(tmp_path, monkeypatch, after):
+@pytest.mark.parametrize(
+    ("walk", "kernel", "options"),
+    [
+        (sample.mala, Hamiltonian, {"warmup": 100, "thin": 2}),
+        (sample.hmc, Hamiltonian, {"warmup": 100, "thin": 2}),
+        (sample.pcn, CrankNicolson, {"warmup": 100, "thin": 2}),
+        (sample.langevin, Langevin, {"warmup": 100, "thin": 2, "step": 0.01}),
+        (sample.annealed_langevin, Langevin, {"steps": 50, "levels": 3, "step": 0.01}),
+    ],
+    ids=["mala", "hmc", "pcn", "langevin", "annealed"],
+)
+def test_a_killed_run_goes_on_to_the_same_chains(tmp_path, monkeypatch, walk, kernel, options, after):
     case, z0 = LinearGaussian.of(), normal(2, 2, 3, seed=3)
-    options = {"draws": 40, "warmup": 100, "thin": 2, "seed": 5}
-    whole = sample.mala(case.energy, z0, **options)
-    steps, step = [0], Hamiltonian.__call__
+    options = {"draws": 40, "seed": 5} | options
+    whole = walk(case.energy, z0, **options)
+    steps, step = [0], kernel.__call__
 
     def mortal(*arguments):
         steps[0] += 1
@@ -181,13 +192,13 @@ def test_a_killed_run_goes_on_to_the_same_chains(tmp_path, monkeypatch, after):
         return step(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(_Killed):
-        patch.setattr(Hamiltonian, "__call__", mortal)
-        sample.mala(case.energy, z0, checkpoint=tmp_path / "chains", **options)
-    resumed = sample.mala(case.energy, z0, checkpoint=tmp_path / "chains", **options)
+        patch.setattr(kernel, "__call__", mortal)
+        walk(case.energy, z0, checkpoint=tmp_path / "chains", **options)
+    resumed = walk(case.energy, z0, checkpoint=tmp_path / "chains", **options)
     for name, value in vars(whole).items():
         assert torch.equal(value, getattr(resumed, name)), name
-    with pytest.raises(ValueError, match="checkpoint: got chains of another run"):
-        sample.mala(case.energy, z0 + 1, checkpoint=tmp_path / "chains", **options)
+    with pytest.raises(ValueError, match=r"checkpoint: got chains(\.0)? of another run"):
+        walk(case.energy, z0 + 1, checkpoint=tmp_path / "chains", **options)
 
 
 def test_a_checkpoint_of_another_energy_or_metric_is_refused(tmp_path):

@@ -73,9 +73,9 @@ _MS = (25, 50, 100, 200, 400)
             search=100,
             budgets=(115, 250, 500, 1000),
             cases=(
-                *(("inpainting", m, 0.1) for m in _MS),
-                *(("compressed", m, 0.1) for m in _MS),
-                *(("denoising", 0, std) for std in (0.1, 0.3, 0.5, 0.7)),
+                # the report's grid, but for m = 0, and with variances of k/15
+                *((kind, m, 0.1) for kind in ("inpainting", "compressed") for m in range(50, 701, 50)),
+                *(("denoising", 0, (k / 15) ** 0.5) for k in range(1, 16)),
             ),
         ),
     },

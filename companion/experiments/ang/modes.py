@@ -1,6 +1,6 @@
 """How many modes the posterior of a generative prior's latents has, and which search finds the best of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,20 @@ class Settings:
     cases: tuple[tuple[str, int, float], ...]
 
 
+_LAPTOP = Settings(
+    data="mnist",
+    images=40,
+    cases=(
+        *(("inpainting", m, 0.1) for m in (25, 50, 100, 200, 400)),
+        ("inpainting", 100, 0.02),
+        *(("compressed", m, 0.1) for m in (25, 50, 100)),
+        ("compressed", 100, 0.01),
+        ("denoising", 0, 0.1),
+        ("denoising", 0, 0.5),
+    ),
+)
+
+
 @experiment(
     "ang.modes",
     paper="Ang 2021",
@@ -38,18 +52,8 @@ class Settings:
         "quick": Settings(
             data="prior", images=3, restarts=3, each=40, budget=60, parts=3, cases=(("inpainting", 50, 0.1),)
         ),
-        "laptop": Settings(
-            data="mnist",
-            images=40,
-            cases=(
-                *(("inpainting", m, 0.1) for m in (25, 50, 100, 200, 400)),
-                ("inpainting", 100, 0.02),
-                *(("compressed", m, 0.1) for m in (25, 50, 100)),
-                ("compressed", 100, 0.01),
-                ("denoising", 0, 0.1),
-                ("denoising", 0, 0.5),
-            ),
-        ),
+        "laptop": _LAPTOP,
+        "paper": replace(_LAPTOP, images=1000, restarts=100),
     },
     tolerances={"*gap": 0.1, "apart": 0.1, "largest curvature": 0.1, "informed": 0.1},
 )
