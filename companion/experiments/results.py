@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 import torch
@@ -292,7 +292,10 @@ def _provenance(document: dict[str, Any], name: str, profile: str, out: Folder) 
     if given != (SCHEMA, name, profile):
         raise files.DamagedFile(f"{where}: holds schema {given[0]}, {given[1]} {given[2]}")
     fields = {"reads": {}, **document["provenance"]}  # results of before files were recorded have none
-    names = [field.name for field in dataclasses.fields(Provenance)]
-    if set(fields) != set(names):
-        raise files.DamagedFile(f"{where}: its provenance has other fields than {', '.join(names)}")
+    kinds = {field.name: get_origin(field.type) or field.type for field in dataclasses.fields(Provenance)}
+    if set(fields) != set(kinds):
+        raise files.DamagedFile(f"{where}: its provenance has other fields than {', '.join(kinds)}")
+    for field, kind in kinds.items():
+        if type(fields[field]) not in ((float, int) if kind is float else (kind,)):  # True is no number here
+            raise files.DamagedFile(f"{where}: its provenance says {field} = {fields[field]!r}")
     return Provenance(**fields)

@@ -155,6 +155,10 @@ def test_result_in_another_results_place_is_refused(tmp_path):
     ("change", "says"),
     [
         (lambda origin: origin.pop("seed"), "its provenance has other fields"),
+        (lambda origin: origin.update(wall_seconds="fast"), "its provenance says wall_seconds = 'fast'"),
+        (lambda origin: origin.update(seed=True), "its provenance says seed = True"),
+        (lambda origin: origin.update(settings=[1]), r"its provenance says settings = \[1\]"),
+        (lambda origin: origin.update(reads=[1]), r"its provenance says reads = \[1\]"),
     ],
 )
 def test_other_provenance_is_refused(tmp_path, change, says):
@@ -166,7 +170,7 @@ def test_other_provenance_is_refused(tmp_path, change, says):
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match=says):
         experiments.load("test.tiny", out=tmp_path)
-    assert states_of(tmp_path)["quick"].startswith("damaged")
+    assert states_of(tmp_path)["quick"].startswith("damaged: ")
 
 
 @pytest.fixture
