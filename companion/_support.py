@@ -12,7 +12,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,12 @@ def normal(shape: Sequence[int], seed: "int | torch.Generator", like: Tensor, *s
     """Standard normal draws of a named stream, made on the CPU in `like`'s dtype and moved to its device."""
     source = generator(seed, *stream)
     return torch.randn(*shape, generator=source, dtype=like.dtype, device="cpu").to(like.device)
+
+
+def own_precision(value: Tensor) -> AbstractContextManager[None]:
+    """Inside, ``torch.autocast`` does not round what is computed from `value`."""
+    kind = value.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def keep_freed_memory() -> None:

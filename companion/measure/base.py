@@ -18,10 +18,10 @@ T = TypeVar("T")
 class Operator(ABC):
     """A map f from images, [batch, *shape], to measurements, [batch, *output_shape], image by image.
 
-    A subclass writes :meth:`apply`; results follow the dtype and device of the input and share no memory with it. It is
-    called by ``operator(x)``, which checks x, or by ``operator.forward(x)``, which does not, for solvers, to whom a
-    single overflowing image must not be an error of the whole batch. Both check the shape of what `apply` returns: a
-    wrong one would be broadcast against y, and mix the images.
+    A subclass writes :meth:`apply`; results follow the dtype and device of the input, inside ``torch.autocast`` too,
+    and share no memory with it. It is called by ``operator(x)``, which checks x, or by ``operator.forward(x)``, which
+    does not, for solvers, to whom a single overflowing image must not be an error of the whole batch. Both check the
+    shape of what `apply` returns: a wrong one would be broadcast against y, and mix the images.
     """
 
     shape: tuple[int, ...]  # of one image
@@ -68,7 +68,8 @@ class Operator(ABC):
         kind, images = type(self).__name__, len(given)
         if self.batch not in (None, images):
             raise ValueError(f"{kind}: got {images} images; allowed: {self.batch}, those that it has data for")
-        result = function(given)
+        with _support.own_precision(given):
+            result = function(given)
         if result.shape != (images, *shape):
             raise ValueError(f"{kind}.{name}: got shape {tuple(result.shape)}; allowed: {(images, *shape)}")
         return result

@@ -6,7 +6,6 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -83,12 +82,6 @@ def transforming() -> bool:
     Then any tensor may carry a derivative or stand for many, and has neither values to look at nor a memory layout.
     """
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
-def own_precision(value: Tensor) -> AbstractContextManager[None]:
-    """Inside, ``torch.autocast`` does not round what is computed from `value`."""
-    kind = value.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class Kept:

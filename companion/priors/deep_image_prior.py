@@ -50,7 +50,11 @@ class DeepImagePrior(Prior):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images in (0, 1), [batch, *shape], of networks with the weights z, [batch, latent_dim]."""
-        rest, layers = self._check_latent(z), []
+        with _support.own_precision(self._check_latent(z)):
+            return self._decode(z)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        rest, layers = z, []
         for inputs, outputs, side in self.sizes:
             fan_in = inputs * side**2
             weight, shift, rest = rest.tensor_split([outputs * fan_in, outputs * (fan_in + 1)], 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from companion import _support
-from companion.priors.base import Prior, own_precision, standard_normal_log_density
+from companion.priors.base import Prior, standard_normal_log_density
 from companion.priors.bijections import Bijection
 from companion.priors.pixels import PixelMap
 
@@ -55,7 +55,7 @@ class Flow(Prior, stored=False):
     def encode_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents z = G⁻¹(x), [batch, n], and log|det dz/dx|, [batch]."""
         x = self._check_image(x)
-        with own_precision(x):
+        with _support.own_precision(x):
             h, outer = self.pixels.encode(x) if self.pixels else (x, 0.0)
             z, inner = self.bijection.encode(h)
             return z, inner + outer
@@ -63,7 +63,7 @@ class Flow(Prior, stored=False):
     def decode_with_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Images x = G(z), [batch, *shape], and log|det dx/dz|, [batch]."""
         z = self._check_latent(z)
-        with own_precision(z):
+        with _support.own_precision(z):
             h, inner = self.bijection.decode(z)
             x, outer = self.pixels.decode(h) if self.pixels else (h, 0.0)
             return x, inner + outer

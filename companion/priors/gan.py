@@ -47,11 +47,13 @@ class GAN(Prior):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images in [0, 1], [batch, *shape], of latents z, [batch, latent_dim]."""
-        return (torch.tanh(self.generator(self._check_latent(z)[:, :, None, None])) + 1) / 2
+        with _support.own_precision(self._check_latent(z)):
+            return (torch.tanh(self.generator(z[:, :, None, None])) + 1) / 2
 
     def discriminate(self, x: Tensor) -> Tensor:
         """Logit of the probability that an image is real, [batch], of images x, [batch, *shape]."""
-        return self.discriminator(2 * self._check_image(x) - 1).flatten()
+        with _support.own_precision(self._check_image(x)):
+            return self.discriminator(2 * x - 1).flatten()
 
 
 def _generator(channels: int, latent_dim: int, widths: list[int], first: int) -> nn.Module:

@@ -41,12 +41,14 @@ class Linear(Prior):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images mean + W z, [batch, *shape], of latents z, [batch, latent_dim]."""
-        return (self.mean + self._check_latent(z) @ self.weight.mT).view(-1, *self.shape)
+        with _support.own_precision(self._check_latent(z)):
+            return (self.mean + z @ self.weight.mT).view(-1, *self.shape)
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents W⁻¹ (x − mean), [batch, n], of images x, [batch, *shape]."""
         inverse, _ = self._inverse()
-        return (self._check_image(x).flatten(1) - self.mean) @ inverse.mT
+        with _support.own_precision(self._check_image(x)):
+            return (x.flatten(1) - self.mean) @ inverse.mT
 
     def encode_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents W⁻¹ (x − mean), [batch, n], and −log|det W|, [batch]."""

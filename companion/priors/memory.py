@@ -9,7 +9,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from companion.priors.base import own_precision, transforming
+from companion import _support
+from companion.priors.base import transforming
 from companion.priors.bijections import Chain, ChannelMix, Coupling, Mapped, split_channels
 from companion.priors.flow import Flow
 
@@ -80,7 +81,7 @@ class _Rebuilding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        with own_precision(ctx.saved_tensors[0]):
+        with _support.own_precision(ctx.saved_tensors[0]):
             return _rebuild(ctx, grad_out, grad_log_det)
 
 

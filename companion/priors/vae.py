@@ -70,8 +70,9 @@ class VAE(Prior):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), both [batch, latent_dim], of images x, [batch, *shape]."""
-        features = self.encoder(self._check_image(x))
-        return self.mean_head(features), 10 * torch.tanh(self.variance_head(features) / 10)
+        with _support.own_precision(self._check_image(x)):
+            features = self.encoder(x)
+            return self.mean_head(features), 10 * torch.tanh(self.variance_head(features) / 10)
 
     def encode(self, x: Tensor) -> Tensor:
         """Mean of q(z|x), [batch, latent_dim]."""
@@ -79,7 +80,8 @@ class VAE(Prior):
 
     def logits(self, z: Tensor) -> Tensor:
         """logit of the mean image, [batch, *shape], of latents z, [batch, latent_dim]."""
-        return self.decoder(self._check_latent(z)).view(-1, *self.shape)
+        with _support.own_precision(self._check_latent(z)):
+            return self.decoder(z).view(-1, *self.shape)
 
     def decode(self, z: Tensor) -> Tensor:
         """Mean images E[x|z] in [0, 1], [batch, *shape], of latents z, [batch, latent_dim]."""

@@ -186,6 +186,18 @@ def test_copies_and_pickles_measure_the_same_even_of_those_first_used_inside_a_t
 
 
 @pytest.mark.parametrize("make", operators)
+def test_autocast_rounds_nothing(make):
+    operator = make((2, 4, 6), 3)
+    x, y = inputs(operator, dtype=torch.float32)
+    methods = [(operator, x), *([(operator.adjoint, y)] if isinstance(operator, measure.LinearOperator) else [])]
+    for method, value in methods:
+        exact = method(value)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = method(value)
+        assert rounded.dtype == torch.float32 and torch.equal(rounded, exact), f"{type(operator).__name__} is rounded"
+
+
+@pytest.mark.parametrize("make", operators)
 def test_defaults_of_device_and_dtype_do_not_matter(make):
     operator = make((2, 4, 6), 3)
     x, y = inputs(operator, dtype=torch.float32)

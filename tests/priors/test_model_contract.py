@@ -194,12 +194,16 @@ def test_other_dtypes_and_devices_are_refused_or_made_to_work(name, config):
     finally:
         torch.set_default_device(None)
     assert fresh.like.device.type == sample.device.type == "cpu"
-    if isinstance(model, Flow):
-        x = 0.1 + 0.8 * rand(2, *model.shape, dtype=torch.float32)
-        exact = model.log_prob(x)
+    x = 0.1 + 0.8 * rand(2, *model.shape, dtype=torch.float32)
+    given = {"decode": z, "encode": x, "log_prob": x, "log_prob_latent": z, "elbo": x, "discriminate": x}
+    methods = [(getattr(model, each), value) for each, value in given.items() if hasattr(model, each)]
+    if isinstance(model, priors.Linear) and model.latent_dim != x[0].numel():
+        methods = methods[:1]  # it has no inverse
+    for method, value in methods:
+        exact = method(value)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(model.log_prob(x), exact)
-            assert model.decode(model.encode(x)).dtype == torch.float32
+            rounded = method(value)
+        assert rounded.dtype == torch.float32 and torch.equal(rounded, exact), f"{method.__name__} follows autocast"
 
 
 @pytest.mark.parametrize("name, config", CASES)
