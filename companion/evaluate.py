@@ -56,9 +56,9 @@ def mse(x: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
     if where is None:
         return errors.mean((1, 2, 3))
     try:
-        chosen = torch.as_tensor(where).cpu().expand(errors.shape)
+        chosen = torch.as_tensor(where, device="cpu").expand(errors.shape)
     except RuntimeError:
-        chosen = torch.zeros(1)
+        chosen = torch.zeros(1, device="cpu")
     if chosen.dtype != torch.bool or not chosen.flatten(1).any(1).all():
         given = f"{torch.as_tensor(where).dtype} {tuple(torch.as_tensor(where).shape)}"
         allowed = f"booleans that broadcast to {tuple(errors.shape)} and choose a pixel of every image"
@@ -77,7 +77,7 @@ def psnr(x: Tensor, reference: Tensor, where: Tensor | None = None) -> Tensor:
 
 def psnr_of_mean(psnr: Tensor | np.ndarray) -> Tensor:
     """PSNR in dB of the mean squared error, from the PSNR [images, ...] of images; [...]: the worst count most."""
-    return -10 * torch.pow(10, torch.as_tensor(psnr).double() / -10).mean(0).log10()
+    return -10 * torch.pow(10, torch.as_tensor(psnr, device="cpu").double() / -10).mean(0).log10()
 
 
 def ssim(x: Tensor, reference: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
         raise ValueError(f"reference: got images of {given} pixels; allowed: sides >= {_SMALLEST_SIDE}")
     pairs = zip(*(images.numpy() for images in _checked(x, reference)), strict=True)
     scores = [float(structural_similarity(a, b, data_range=1.0, channel_axis=0)) for a, b in pairs]
-    return torch.tensor(scores, dtype=torch.float64)
+    return torch.tensor(scores, dtype=torch.float64, device="cpu")
 
 
 def interval(values: Tensor | np.ndarray, groups: Tensor | Sequence[int] | None = None) -> Interval:
@@ -102,9 +102,9 @@ def interval(values: Tensor | np.ndarray, groups: Tensor | Sequence[int] | None 
     photograph are one observation, their mean; by default every image is one. ValueError for groups of another length,
     and for fewer than two observations.
     """
-    given = torch.as_tensor(values).double().cpu()
+    given = torch.as_tensor(values, device="cpu").double()
     if groups is not None:
-        labels, shape = torch.as_tensor(groups), tuple(given.shape)
+        labels, shape = torch.as_tensor(groups, device="cpu"), tuple(given.shape)
         if not shape or labels.shape != shape[:1]:
             raise ValueError(f"groups: got {tuple(labels.shape)} for values {shape}; allowed: one an image")
         given = torch.stack([given[labels == label].mean(0) for label in labels.unique()])
@@ -119,7 +119,7 @@ def paired(
     one: Tensor | np.ndarray, other: Tensor | np.ndarray, groups: Tensor | Sequence[int] | None = None
 ) -> Interval:
     """:func:`interval` of the differences one − other [images, ...] of two methods on the same images."""
-    a, b = (torch.as_tensor(values).double().cpu() for values in (one, other))
+    a, b = (torch.as_tensor(values, device="cpu").double() for values in (one, other))
     if a.shape != b.shape:
         raise ValueError(f"other: got {tuple(b.shape)}; allowed: {tuple(a.shape)}, a value for each of the first")
     return interval(a - b, groups)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from companion import _support
 from companion.energy.terms import shaped
+from companion.priors.linear import wide
 from companion.priors.msign import MsIGN
 from companion.sample.svgd import direction
 
@@ -81,7 +82,7 @@ def weighted(x: Tensor, log_target: Tensor, log_proposal: Tensor, least_ess: flo
     ValueError for log-densities of another shape, and where no sample's is finite.
     """
     log_target, log_proposal = _each("log_target", log_target, x), _each("log_proposal", log_proposal, x)
-    ratio = (log_target - log_proposal).double()
+    ratio = wide(log_target - log_proposal)
     ratio = ratio.where(torch.isfinite(ratio), -torch.inf)
     if not torch.isfinite(ratio).any():
         raise ValueError("log_target: got no finite value; allowed: at least one sample that the target allows")

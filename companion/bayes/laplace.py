@@ -130,7 +130,8 @@ def aim(
     if layer is None:
         raise ValueError("model: got none of rank 1 or more; allowed: a model with an affine layer")
     rank = len(layer.shift)
-    layer.aim(field, torch.eye(rank, field.latent_dim).to(field.like), torch.eye(rank).to(field.like), 0 * layer.shift)
+    eye = torch.eye(rank, field.latent_dim, device="cpu").to(field.like)
+    layer.aim(field, eye, eye[:, :rank], 0 * layer.shift)
     draws = _support.generator(seed, "aim", model.scales)
     half_model = model.half_model if isinstance(model, Mirrored) else model
     with torch.no_grad():

@@ -31,7 +31,7 @@ class LogRatio:
         if isinstance(owner, nn.Module) and owner.training:
             raise ValueError(f"discriminator: got {type(owner).__name__} in training mode; allowed: one after .eval()")
         for name in ("scale", "bias"):
-            _support.finite(name, torch.tensor(float(getattr(self, name))))
+            _support.finite(name, torch.tensor(float(getattr(self, name)), device="cpu"))
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.scale * shaped("discriminator", self.discriminator(x), (len(x),)) + self.bias

@@ -48,7 +48,7 @@ class Prior(nn.Module, ABC):
     def like(self) -> Tensor:
         """A tensor of the prior, whose dtype and device are those of the prior."""
         tensors = itertools.chain(self.parameters(), self.buffers())
-        return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+        return next((t for t in tensors if t.is_floating_point()), torch.empty(0, device="cpu"))
 
     @torch.no_grad()
     def sample(self, n: int, temperature: float = 1.0, seed: int | torch.Generator = 0) -> Tensor:

@@ -40,9 +40,10 @@ class Descent:
         self.energy, self.stopping, self.watched = energy, stopping, bool(watch)
         self.shape, self.chosen = tuple(z0.shape[1:]), energy
         start = z0.detach().flatten(1).clone()
-        spent = torch.ones(len(start), dtype=torch.long)
-        self.factor = torch.ones(len(start), dtype=torch.float64)  # of z0, where it had to be brought nearer to 0
-        self.unit = torch.ones(1, dtype=torch.float64)
+        spent = torch.ones(len(start), dtype=torch.long, device="cpu")
+        # of z0, where it had to be brought nearer to 0
+        self.factor = torch.ones(len(start), dtype=torch.float64, device="cpu")
+        self.unit = torch.ones(1, dtype=torch.float64, device="cpu")
         values, gradient, seen = self.evaluate(start)
         for _ in range(12):
             bad = [
@@ -69,7 +70,7 @@ class Descent:
         self.gradient = gradient / unit.to(gradient)[:, None]
         self.value = [value / u for value, u in zip(values, unit.tolist(), strict=True)]
         self.recent = [deque([value], maxlen=stopping.patience + 1) for value in self.value]
-        energies, most = torch.tensor(self.value, dtype=torch.float64), stopping.max_evaluations
+        energies, most = torch.tensor(self.value, dtype=torch.float64, device="cpu"), stopping.max_evaluations
         self.run = Run(start, energies, spent, stopping.max_iterations, most, unit, watch, seen, bar)
         self._judge_start()
 
@@ -121,8 +122,8 @@ class Descent:
         verdicts = verdicts or [None] * len(value)
         which = [True] * len(value) if stepped is None else stepped
         if any(which):
-            energies = torch.tensor(value, dtype=torch.float64)
-            mask = None if stepped is None else torch.tensor(stepped)
+            energies = torch.tensor(value, dtype=torch.float64, device="cpu")
+            mask = None if stepped is None else torch.tensor(stepped, device="cpu")
             self.run.record(variable, energies, mask, stepped is not None, seen)
             best, slopes = self.run.energy[self.run.rows].tolist(), largest(gradient).tolist()
             for k, row in enumerate(self.run.rows.tolist()):

@@ -76,14 +76,15 @@ def gaussian_map(
     energy = squared_norm(z) / 2
     if std.any():
         energy = energy + squared_norm((operator.forward(x) - y) / std) / 2
-    found = torch.ones(len(y), dtype=torch.bool)
+    found = torch.ones(len(y), dtype=torch.bool, device="cpu")
     return Result.of_one_step(x.to(like), z.to(like), energy.to(like), 0, found, ["closed form"] * len(y))
 
 
 def _noise_map(noise_std: float | Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard deviation of each measurement, [*shape]; ValueError for one that is negative, or 0 beside others."""
     if not isinstance(noise_std, Tensor) or noise_std.dim() == 0:
-        return torch.full(shape, float(_support.positive("noise_std", noise_std, zero=True)), dtype=torch.float64)
+        level = float(_support.positive("noise_std", noise_std, zero=True))
+        return torch.full(shape, level, dtype=torch.float64, device="cpu")
     _support.positive("noise_std", float(_support.finite("noise_std", noise_std).min()))
     try:
         return noise_std.detach().expand(shape)

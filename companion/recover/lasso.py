@@ -80,7 +80,7 @@ class WaveletBasis(Basis):
 
 def _cosines(side: int, like: Tensor) -> Tensor:
     """Orthonormal DCT-II matrix [side, side]; row k holds the cosine of frequency k."""
-    index = torch.arange(side, dtype=torch.float64)
+    index = torch.arange(side, dtype=torch.float64, device="cpu")
     matrix = torch.cos(math.pi / side * index[:, None] * (index + 0.5)) * math.sqrt(2 / side)
     matrix[0] = math.sqrt(1 / side)
     return matrix.to(like)
@@ -88,14 +88,15 @@ def _cosines(side: int, like: Tensor) -> Tensor:
 
 def _filters(side: int, wavelet: str, like: Tensor) -> Tensor:
     """Orthogonal matrix [side, side] of one level: averages in the upper half, details in the lower."""
-    low, high = pywt.dwt(torch.eye(side, dtype=torch.float64).numpy(), wavelet, mode="periodization", axis=0)
+    units = torch.eye(side, dtype=torch.float64, device="cpu").numpy()
+    low, high = pywt.dwt(units, wavelet, mode="periodization", axis=0)
     return torch.cat([torch.from_numpy(low), torch.from_numpy(high)]).to(like)
 
 
 def _orthogonal(wavelet: str) -> bool:
     """Whether the wavelet's transform is orthogonal in truth; PyWavelets says so of one that is not."""
-    matrix = _filters(64, wavelet, torch.zeros((), dtype=torch.float64))
-    return bool((matrix @ matrix.T - torch.eye(64, dtype=torch.float64)).abs().max() < 1e-6)
+    matrix = _filters(64, wavelet, torch.zeros((), dtype=torch.float64, device="cpu"))
+    return bool((matrix @ matrix.T - torch.eye(64, dtype=torch.float64, device="cpu")).abs().max() < 1e-6)
 
 
 def make_basis(name: str, height: int, width: int, like: Tensor, wavelet: str = "db1") -> Basis:

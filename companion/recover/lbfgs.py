@@ -34,7 +34,7 @@ class History:
     def forget(self, which: Tensor) -> None:
         """Start afresh for some images."""
         if bool(which.any()):
-            self.products[which] = torch.eye(self.size).to(self.products)
+            self.products[which] = torch.eye(self.size, device="cpu").to(self.products)
             self.squares[which] = 0
             self.scale[which] = 1
             self.pairs[which] = 0
@@ -138,7 +138,7 @@ class LBFGS:
 
     def _round(self) -> None:
         """Evaluate one trial step of every search, accept the steps of those that have ended, and search on."""
-        step = torch.tensor([search.step for search in self.searches], dtype=torch.float64)
+        step = torch.tensor([search.step for search in self.searches], dtype=torch.float64, device="cpu")
         trial = self.variable + step.to(self.variable)[:, None] * self.direction
         values, gradient, seen = self.descent.evaluate(trial)
         spent = self.descent.run.spend().tolist()

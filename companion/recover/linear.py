@@ -96,7 +96,7 @@ def _lanczos_norm(operator: LinearOperator, start: Tensor, steps: int) -> tuple[
     """Largest singular values by Lanczos on A*A (Golub & Van Loan 2013, sec. 10.1), from below, and the steps taken."""
     before, v = torch.zeros_like(start), start / scaling(squared_norm(start).sqrt(), start)
     length = start.new_zeros(len(start))
-    matrix = torch.zeros(len(start), steps, steps, dtype=torch.float64)
+    matrix = torch.zeros(len(start), steps, steps, dtype=torch.float64, device="cpu")
     for k in range(steps):
         image = operator.transpose(operator.forward(v)) - scaling(length, v) * before
         along = inner(image, v)

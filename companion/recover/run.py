@@ -51,7 +51,7 @@ class Result:
         cls, x: Tensor, z: Tensor | None, energy: Tensor, evaluations: int, converged: Tensor, reason: list[str]
     ) -> "Result":
         """The result of a method without iterations."""
-        spent = torch.full((len(x),), evaluations)
+        spent = torch.full((len(x),), evaluations, device="cpu")
         trace = {"energy": energy[None].cpu().double(), "evaluations": spent[None].double()}
         return cls(x, z, energy, trace, spent, converged.cpu(), reason)
 
@@ -93,15 +93,16 @@ class Run:
         bar: "tqdm[Any] | None" = None,
     ) -> None:
         batch = len(start)
-        self.active, self.rows = torch.arange(batch, device=start.device), torch.arange(batch)  # the same, on the CPU
+        self.active = torch.arange(batch, device=start.device)
+        self.rows = torch.arange(batch, device="cpu")  # the same, on the CPU
         self.best = start.clone()
         self.energy = _finite_or_infinite(energy)
         self.first = self.energy.clone()
-        self.evaluations = torch.zeros(batch, dtype=torch.long) + evaluations
-        self.iterations = torch.zeros(batch, dtype=torch.long)
+        self.evaluations = torch.zeros(batch, dtype=torch.long, device="cpu") + evaluations
+        self.iterations = torch.zeros(batch, dtype=torch.long, device="cpu")
         self.max_iterations, self.max_evaluations = max_iterations, max_evaluations
-        self.unit = torch.ones(batch, dtype=torch.float64) if unit is None else unit
-        self.converged = torch.zeros(batch, dtype=torch.bool)
+        self.unit = torch.ones(batch, dtype=torch.float64, device="cpu") if unit is None else unit
+        self.converged = torch.zeros(batch, dtype=torch.bool, device="cpu")
         self.reason = [""] * batch
         self.watch, self.bar = watch or {}, bar
         self._seen = seen and (seen[0].clone(), seen[1].clone())
@@ -112,7 +113,7 @@ class Run:
         """Count one evaluation for each image at work; whether its budget is used up now, [k]."""
         self.evaluations[self.rows] += 1
         if self.max_evaluations is None:
-            return torch.zeros(len(self.rows), dtype=torch.bool)
+            return torch.zeros(len(self.rows), dtype=torch.bool, device="cpu")
         return self.evaluations[self.rows] >= self.max_evaluations
 
     def record(
@@ -170,7 +171,7 @@ class Run:
         if all(keep):
             return None
         mask = torch.tensor(keep, device=self.active.device)
-        self.active, self.rows = self.active[mask], self.rows[torch.tensor(keep)]
+        self.active, self.rows = self.active[mask], self.rows[torch.tensor(keep, device="cpu")]
         return mask
 
     def advance(self, iterate: Tensor, energy: Tensor, met: Tensor, reason: str) -> Tensor | None:
@@ -193,8 +194,8 @@ class Run:
         rows = torch.cat([rows for rows, _ in self._entries])
         order = rows.argsort(stable=True)
         counts = rows.bincount(minlength=len(self.best))
-        step = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        last = torch.arange(int(counts.max()))[:, None].minimum(counts - 1)
+        step = torch.arange(len(rows), device="cpu") - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        last = torch.arange(int(counts.max()), device="cpu")[:, None].minimum(counts - 1)
         trace = {}
         for name in self._entries[0][1]:
             values = torch.cat([entry[name] for _, entry in self._entries])[order]

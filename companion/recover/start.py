@@ -40,7 +40,9 @@ def start(
     if how == "zero":
         return y.new_zeros(len(y), prior.latent_dim)
     source = _support.generator(seed, "start", restart)
-    draws = torch.stack([torch.randn(prior.latent_dim, generator=source, dtype=torch.float64) for _ in range(len(y))])
+    draws = torch.stack(
+        [torch.randn(prior.latent_dim, generator=source, dtype=torch.float64, device="cpu") for _ in range(len(y))]
+    )
     if how == "sphere":
         draws = draws / torch.linalg.vector_norm(draws, dim=1, keepdim=True)
     return (scale * draws).to(y)
@@ -54,7 +56,9 @@ def null_space_neighbour(operator: LinearOperator, x: Tensor, norm: float, seed:
     _support.finite("x", _support.batch_of("x", x, operator.shape))
     norm = _support.positive("norm", norm)
     source = _support.generator(seed, "neighbour")
-    random = torch.stack([torch.randn(operator.shape, generator=source, dtype=torch.float64) for _ in x]).to(x)
+    random = torch.stack(
+        [torch.randn(operator.shape, generator=source, dtype=torch.float64, device="cpu") for _ in x]
+    ).to(x)
     direction = random - pseudo_inverse(operator, operator(random)).x
     length = torch.linalg.vector_norm(direction.flatten(1), dim=1)
     if (length < 1e-3 * torch.linalg.vector_norm(random.flatten(1), dim=1)).any():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from companion import _support
 from companion.energy import Generator
+from companion.priors.linear import wide
 
 RHAT, ESS = 1.05, 100.0  # beyond the one, or below the other, an image's chains have not converged
 
@@ -99,7 +100,7 @@ class Chains:
             raise ValueError(f"draws: got {len(self.samples)}; allowed: at least 4 for diagnostics")
         draws, images, chains = self.energies.shape
         values = self.samples.flatten(0, 2) if of is None else of(self.samples.flatten(0, 2))
-        values = torch.cat([values.flatten(1).double(), self.energies.reshape(-1, 1).double()], 1)
+        values = torch.cat([wide(values.flatten(1)), wide(self.energies.reshape(-1, 1))], 1)
         series = values.view(draws, images, chains, -1).permute(1, 3, 2, 0).cpu().numpy()
         with np.errstate(invalid="ignore", divide="ignore"):  # a chain that never moved has no variance
             rhat = np.nan_to_num(array_stats.rhat(series), nan=np.inf)

@@ -15,6 +15,7 @@ from companion.energy import Energy, Generator, LatentNorm, NoiseMisfit, shaped
 from companion.measure.linear import Mask
 from companion.measure.noise import GaussianNoise
 from companion.measure.problem import Problem
+from companion.priors.linear import wide
 from companion.recover.minimise import minimise
 from companion.sample.metric import gauss_newton
 from companion.sample.samplers import hmc
@@ -78,7 +79,8 @@ class LatentPosterior:
         each = [self._chains(prior, mask, y, round_, number) for number, prior in enumerate(self.priors)]
         x, energy = (torch.cat(parts, axis) for parts, axis in zip(zip(*each, strict=True), (1, 0), strict=True))
         best = energy.argmin(0)
-        chosen = torch.where(energy <= energy.amin(0) + self.worst, torch.arange(len(energy))[:, None].to(best), best)
+        numbers = torch.arange(len(energy), device="cpu")[:, None].to(best)
+        chosen = torch.where(energy <= energy.amin(0) + self.worst, numbers, best)
         return x.gather(1, chosen[None, :, :, None].expand_as(x)).flatten(0, 1)
 
     def _latents(self, prior: Generator, y: Tensor, *stream: str | int) -> Tensor:
@@ -125,7 +127,7 @@ class GaussianPosterior:
     def __init__(self, mean: Tensor, covariance: Tensor, std: float, *, draws: int = 256, seed: int = 0) -> None:
         self.mean, self.covariance, self.std = mean, covariance, _support.positive("std", std)
         self.draws, self.seed = _support.count("draws", draws), _support.count("seed", seed, least=0)
-        values, vectors = torch.linalg.eigh(covariance.double())
+        values, vectors = torch.linalg.eigh(wide(covariance))
         self.factor = (vectors * values.clamp(min=0).sqrt()).to(covariance)
 
     def __call__(self, mask: Tensor, y: Tensor, round_: int) -> Tensor:
@@ -135,7 +137,7 @@ class GaussianPosterior:
             x = self.mean + _support.normal((self.draws, len(self.mean)), source, y) @ self.factor.mT
             if seen.any():
                 noisy = x[:, seen] + self.std * _support.normal((self.draws, len(measured)), source, y)
-                inner = self.covariance[seen][:, seen] + self.std**2 * torch.eye(len(measured)).to(y)
+                inner = self.covariance[seen][:, seen] + self.std**2 * torch.eye(len(measured), device="cpu").to(y)
                 x = x + torch.linalg.solve(inner, (measured - noisy).mT).mT @ self.covariance[seen]
             drawn.append(x)
         return torch.stack(drawn, 1)

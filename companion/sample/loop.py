@@ -91,7 +91,7 @@ def run(
 def _step_sizes(step: float | Tensor, rows: Rows, kernel: Kernel) -> Tensor:
     """Step sizes of the images, [images]."""
     if not isinstance(step, Tensor) or not step.dim():
-        step = torch.full((rows.images,), _support.positive("step", step))
+        step = torch.full((rows.images,), _support.positive("step", step), device="cpu")
     if step.shape != (rows.images,) or not (step.isfinite() & (step > 0)).all():
         raise ValueError(
             f"step: got {tuple(step.shape)}; allowed: a number > 0, or one for each of {rows.images} images"
@@ -167,5 +167,5 @@ class _Going:
             accept_rate=(self.accepted / (self.draws * self.thin)).view(images, chains),
             failed=self.failed.long().view(images, chains),
             step=self.step,
-            evaluations=torch.full((images, chains), spent),
+            evaluations=torch.full((images, chains), spent, device="cpu"),
         )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from companion import _support
 from companion.energy import Energy, Misfit, NoiseMisfit, SquaredMisfit
+from companion.priors.linear import wide
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class Metric:
         if samples.dim() != 4 or samples.shape[1] != len(self.centre) or samples.shape[3] != self.centre.shape[1]:
             images, n = self.centre.shape
             raise ValueError(f"samples: got {tuple(samples.shape)}; allowed: [draws, {images}, chains, {n}]")
-        draws = samples.transpose(0, 1).flatten(1, 2).double()
+        draws = wide(samples.transpose(0, 1).flatten(1, 2))
         mean = draws.mean(1)
-        factor = self.factor.double()
+        factor = wide(self.factor)
         u = torch.linalg.solve(factor, (draws - mean[:, None]).mT)  # [images, n, draws], of covariance I if C is right
         number = u.shape[2]
-        covariance = (u @ u.mT + own * torch.eye(u.shape[1]).to(u)) / (number + own)
+        covariance = (u @ u.mT + own * torch.eye(u.shape[1], device="cpu").to(u)) / (number + own)
         learned = factor @ torch.linalg.cholesky(covariance)
         return Metric(mean.to(self.centre), learned.to(self.factor), self.evaluations)
 
@@ -98,7 +99,8 @@ def gauss_newton(energy: Energy, z: Tensor) -> Metric:
     for weight, term in energy.terms:
         if isinstance(term, Misfit):
             weights = _precision(energy, term, z).to(z)
-            columns = [_product(energy, term, z, direction) for direction in torch.eye(n, dtype=z.dtype).to(z.device)]
+            directions = torch.eye(n, dtype=z.dtype, device=z.device)
+            columns = [_product(energy, term, z, direction) for direction in directions]
             jacobian = torch.stack(columns, -1)  # [images, m, n]
             precision = precision + weight * jacobian.mT @ (weights * jacobian)
     values, vectors = torch.linalg.eigh(precision)
@@ -117,7 +119,7 @@ def _product(energy: Energy, misfit: Misfit, z: Tensor, direction: Tensor) -> Te
 def _precision(energy: Energy, misfit: Misfit, z: Tensor) -> Tensor:
     """Λ, [images, m, 1] or [1, 1]."""
     if isinstance(misfit, SquaredMisfit):
-        return torch.full((1, 1), 2.0)
+        return torch.full((1, 1), 2.0, device="cpu")
     if not isinstance(misfit, NoiseMisfit):
         raise ValueError(f"energy: got a {type(misfit).__name__}; allowed: SquaredMisfit or NoiseMisfit")
     return misfit.problem.noise.precision(misfit.operator.forward(energy.prior.decode(z))).flatten(1).unsqueeze(2)

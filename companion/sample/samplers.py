@@ -96,7 +96,7 @@ def annealed_langevin(
     level has a `checkpoint` of its own. The other options are those of :func:`~companion.sample.loop.run`.
     """
     levels, ratio = _support.count("levels", levels), _support.positive("ratio", ratio)
-    spent = torch.zeros((), dtype=torch.long)
+    spent = torch.zeros((), dtype=torch.long, device="cpu")
     for level in range(levels):
         last = level == levels - 1
         r = 1.0 if last else ratio ** (1 - level / (levels - 1))

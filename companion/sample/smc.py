@@ -8,6 +8,7 @@ from torch import Tensor
 
 from companion import _support
 from companion.energy import Energy, Misfit, Objective, Point
+from companion.priors.linear import wide
 from companion.sample.kernels import Hamiltonian, Random
 from companion.sample.metric import Metric, of_prior
 from companion.sample.state import Rows
@@ -103,12 +104,13 @@ def smc(
     misfit = _misfits(energy, z)
     beta, step = like.new_zeros(images), like.new_full((images,), 0.5)
     log_evidence, accept_rate = like.new_zeros(images), like.new_zeros(images)
-    evaluations, failed = torch.full((images,), particles), torch.zeros(images, dtype=torch.long)
+    evaluations = torch.full((images,), particles, device="cpu")
+    failed = torch.zeros_like(evaluations)
     temperatures: list[list[float]] = [[0.0] for _ in range(images)]
     while len(going := (beta < 1).nonzero()[:, 0]):
         rise = torch.stack([_rise(misfit[k], float(1 - beta[k]), ess * particles) for k in going])
         weights = -rise[:, None] * misfit[going]
-        log_evidence[going] += weights.logsumexp(1) - torch.tensor(particles).log()
+        log_evidence[going] += weights.logsumexp(1) - torch.tensor(particles, device="cpu").log()
         beta[going] = torch.where(rise >= 1 - beta[going], 1.0, beta[going] + rise)
         chosen = [_resample(w.softmax(0), sources[k]) for k, w in zip(going.tolist(), weights, strict=True)]
         at = z[going].gather(1, torch.stack(chosen)[:, :, None].expand(-1, -1, n))
@@ -156,7 +158,7 @@ def _rise(misfit: Tensor, most: float, wanted: float) -> Tensor:
     """The rise of β, at most `most`, at which the effective sample size of the weights is `wanted`; by bisection."""
 
     def enough(rise: float) -> bool:
-        weights = (-rise * misfit.double()).softmax(0)
+        weights = (-rise * wide(misfit)).softmax(0)
         return float(1 / weights.square().sum()) >= wanted
 
     if enough(most):
@@ -172,6 +174,4 @@ def _resample(weights: Tensor, source: torch.Generator) -> Tensor:
     """Indices of systematic resampling, [particles]."""
     number = len(weights)
     places = (torch.arange(number, device="cpu") + torch.rand(1, generator=source, device="cpu")) / number
-    return (
-        torch.searchsorted(weights.double().cumsum(0).cpu(), places.double()).clamp(max=number - 1).to(weights.device)
-    )
+    return torch.searchsorted(wide(weights).cumsum(0).cpu(), places.double()).clamp(max=number - 1).to(weights.device)

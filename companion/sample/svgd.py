@@ -86,7 +86,7 @@ def direction(z: Tensor, score: Tensor, fine: Tensor) -> Tensor:
     # φ does not depend on the origin, but rounding does: particles may be far closer to each other than to 0
     z = z - z.mean(1, keepdim=True)
     squared = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
-    width = squared.flatten(1).median(1).values / torch.log(torch.tensor(z.shape[1] + 1.0)) + 1e-12
+    width = squared.flatten(1).median(1).values / torch.log(torch.tensor(z.shape[1] + 1.0, device="cpu")) + 1e-12
     kernel = torch.exp(-squared / width[:, None, None]) * fine[:, None, :]  # [images, i, j]
     score = torch.where(fine[:, :, None], score, 0.0)
     repulsion = 2 / width[:, None, None] * (z * kernel.sum(2, keepdim=True) - kernel @ z)

@@ -20,9 +20,9 @@ def calibrated(discriminator: Callable[[Tensor], Tensor], real: Tensor, generate
     where d tells them apart without an error: the scale would be infinite, and the images say nothing of it.
     """
     with torch.no_grad():
-        logits = [np.asarray(LogRatio(discriminator)(x).double().cpu()) for x in (real, generated)]
+        logits = [np.asarray(LogRatio(discriminator)(x).cpu().double()) for x in (real, generated)]
     for name, d in zip(("real", "generated"), logits, strict=True):
-        _support.finite(name, torch.as_tensor(d))
+        _support.finite(name, torch.as_tensor(d, device="cpu"))
     if logits[0].min() >= logits[1].max() or logits[0].max() <= logits[1].min():
         raise ValueError("real: got images that d tells from all generated ones; allowed: sets that overlap in d")
 
