@@ -45,8 +45,11 @@ class Chain(Bijection):
     """Bijections applied one after the other (in the order given when encoding).
 
     The result saturates at ±1e10: far beyond anything a trained flow produces, and far enough below the largest
-    float32 that the next chain does not overflow (but where 1×1 convolutions are no rotations). So a broken flow gives
-    large finite numbers rather than NaN, and :meth:`companion.priors.Flow.check` tells.
+    float32 that the 32 steps of the next chain do not overflow, if their 1×1 convolutions are rotations. So a broken
+    flow of these gives large finite numbers rather than NaN for values within ±1e10, and
+    :meth:`companion.priors.Flow.check` tells. NaN is possible for larger ones (in float32 from about 1e36, even in a
+    new flow), for other 1×1 convolutions that are far from a rotation ("lu" with log_diagonal ±20), and for parameters
+    near the end of the dtype's range.
     """
 
     limit = 1e10

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from companion.priors import bijections, checkerboard
+from companion.priors import Glow, bijections, checkerboard
 from companion.priors.bijections import (
     ActNorm,
     Bijection,
@@ -291,3 +291,14 @@ def test_learning_moves_the_scale_of_an_actnorm_by_a_bounded_factor():
 def test_unknown_kinds_are_named(make, name):
     with pytest.raises(ValueError, match=f"{name}: got .*; allowed: "):
         make()
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_broken_flows_of_rotations_stay_finite_in_both_directions_up_to_where_chains_saturate(sign):
+    flow = Glow((2, 8, 8), levels=3, steps=32, width=4)
+    for name, parameter in flow.named_parameters():
+        if name.endswith(("log_scale", "conditioner.4.bias")):  # every step grows, or shrinks, by nearly all it may
+            nn.init.constant_(parameter, 9.0 * sign)
+    for x in (torch.full((1, 2, 8, 8), Chain.limit), Chain.limit * (2 * rand(4, 2, 8, 8, dtype=torch.float32) - 1)):
+        for result in (*flow.encode_with_log_det(x), *flow.decode_with_log_det(x.flatten(1))):
+            assert result.isfinite().all()
