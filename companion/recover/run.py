@@ -52,7 +52,7 @@ class Result:
     ) -> "Result":
         """The result of a method without iterations."""
         spent = torch.full((len(x),), evaluations, device="cpu")
-        trace = {"energy": energy[None].cpu().double(), "evaluations": spent[None].double()}
+        trace = {"energy": energy[None].clone().cpu().double(), "evaluations": spent[None].double()}
         return cls(x, z, energy, trace, spent, converged.cpu(), reason)
 
     def at(self, name: str, evaluations: float | Sequence[float] | Tensor) -> Tensor:
