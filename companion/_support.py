@@ -196,7 +196,8 @@ def normal(shape: Sequence[int], seed: "int | torch.Generator", like: Tensor, *s
 def own_precision(value: Tensor) -> AbstractContextManager[None]:
     """Inside, ``torch.autocast`` does not round what is computed from `value`."""
     kind = value.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # "meta" has none
+    return torch.autocast(kind, enabled=False) if rounds else nullcontext()
 
 
 def keep_freed_memory() -> None:

@@ -389,3 +389,7 @@ def test_bad_input_is_refused_in_one_line(build, message):
     with pytest.raises(ValueError, match=message) as error:
         build()
     assert "\n" not in str(error.value) and "allowed:" in str(error.value)
+
+
+def test_an_operator_takes_tensors_of_a_device_without_autocast():
+    assert measure.Identity((1, 4, 4)).forward(torch.zeros(2, 1, 4, 4, device="meta")).device.type == "meta"
