@@ -177,6 +177,7 @@ def verify(name: str, out: Folder = None) -> list[str]:
 
 
 def _differences(stored: Result, again: Result) -> list[str]:
+    """:func:`states.differences` within the experiment's tolerances, on the processors that made the two."""
     elsewhere = stored.provenance.device != again.provenance.device
     return states.differences(stored, again, get(stored.name).tolerances, elsewhere)
 

@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from companion import _support, energy, evaluate, sample
 from companion.experiments import Context, Part, experiment, gather, named, shared
-from companion.experiments.ang.problems import Case, observed, posterior, prior_latents, truths
+from companion.experiments.ang.problems import Case, cases, observed, posterior, prior_latents, truths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +136,9 @@ _CASES = (("compressed", 50, 0.1), ("denoising", 0, 0.5))
 )
 def measured(settings: Measured, context: Context) -> tuple[dict, dict]:
     """Posterior means by tilted priors from sums of pixels, and from noisy digits."""
-    cases = [Case(*case) for case in settings.cases]
-    outcomes = context.map(_recover, [(case, run) for case in cases for run in settings.runs], "runs")
-    return {}, gather(outcomes, case=map(str, cases), run=labels(settings))
+    items = [(case, run) for case in cases(settings) for run in settings.runs]
+    outcomes = context.map(_recover, items, "runs")
+    return {}, gather(outcomes, case=map(str, cases(settings)), run=labels(settings))
 
 
 def labels(settings: Settings) -> list[str]:
