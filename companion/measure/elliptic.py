@@ -84,7 +84,7 @@ class EllipticPDE(Operator):
             raise ValueError(f"force: got {given}; allowed: a real tensor of shape {tuple(self.force.shape)}")
         load = force.to(x) / self.mesh**2
         conductivity = x.unflatten(1, (self.side, self.side)).exp()
-        sound = (torch.isfinite(conductivity) & (conductivity > 0)).flatten(1).all(1)
+        sound = _sound(conductivity)
         conductivity = conductivity * torch.ones_like(sound, dtype=x.dtype).where(sound, torch.nan)[:, None, None]
         repeat = self.mesh // self.side
         conductivity = conductivity.repeat_interleave(repeat, 1).repeat_interleave(repeat, 2)
@@ -99,6 +99,12 @@ class EllipticPDE(Operator):
         coarse = EllipticPDE(self.side // 2, self.mesh, self.method, self.tolerance)
         coarse.force, coarse.measurements = self.force, self.measurements
         return coarse
+
+
+def _sound(conductivity: Tensor) -> Tensor:
+    """Whether all of an image's conductivities are positive and finite, [batch]."""
+    least, most = conductivity.detach().flatten(1).aminmax(dim=1)  # both are NaN where one value is
+    return (least > 0) & torch.isfinite(most)
 
 
 class _System:
@@ -116,7 +122,7 @@ class _System:
     def solve(self, rows: Tensor, columns: Tensor, load: Tensor) -> Tensor:
         """u with A u = load, [batch, m − 1, m − 1]; NaN where A or the load is not finite, or the solver failed."""
         if self.solver is None:
-            self.sound = (torch.isfinite(rows).flatten(1) & torch.isfinite(columns).flatten(1)).all(1)
+            self.sound = _sound(rows) & _sound(columns)
             weights = [w.where(self.sound[:, None, None], 1.0) for w in (rows, columns)]
             self.solver = SOLVERS[self.pde.method](*weights)
         tolerance = self.pde.tolerance or (1e-10 if load.dtype == torch.float64 else 1e-5)
@@ -223,18 +229,22 @@ def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
 
 
 class _ConjugateGradients(_Solver):
-    """Conjugate gradients, preconditioned by √D L √D with the graph Laplacian L and A's diagonal 4D.
+    """Conjugate gradients, preconditioned by √D L √D with the graph Laplacian L and smoothed conductivities D.
 
     The scaling takes out what is smooth in eˣ, however large (Concus and Golub 1973): what is iterated on is
-    M = D^(−1/2) A D^(−1/2), with the preconditioner L. In float64 the iterations run in float32, each round on what
-    float64 finds left (iterative refinement); images for which a round gains nothing are finished in float64.
+    M = D^(−1/2) A D^(−1/2), with the preconditioner L. D is the geometric mean of A's diagonal, over 4, around a node:
+    from afar, a rough log-normal medium in the plane conducts like that (Matheron 1967), and it takes a quarter fewer
+    iterations than the diagonal itself where x is smooth, 40 % where it is rough.
+
+    In float64 the iterations run in float32, each round on what float64 finds left (iterative refinement); images for
+    which a round gains nothing are finished in float64.
     """
 
-    cached = 205_000  # values of an array of which a dozen stay in a core's cache: 50 images at 64 × 64
+    cached = 1_700_000  # bytes of an array of which a dozen stay in the cache: 100 images at 64 × 64 in float32
 
     def __init__(self, rows: Tensor, columns: Tensor) -> None:
         super().__init__(rows, columns)
-        size = len(rows) if rows.is_cuda else max(1, self.cached // rows[0].numel())
+        size = len(rows) if rows.is_cuda else max(1, self.cached // (rows[0].numel() * rows.element_size()))
         self.pieces = [_Piece(*pair) for pair in zip(rows.split(size), columns.split(size), strict=True)]
 
     def solve(self, load: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -248,11 +258,12 @@ class _ConjugateGradients(_Solver):
 class _Piece(_Solver):
     """As many images as stay in the cache.
 
-    What is iterated on, `weight`, `links` and all vectors of an iteration, stands in arrays of m × m numbers an image,
-    whose last row and column are zeros that stay: products of even sizes are a third faster than those of m − 1.
+    M's entries, the scalings and all vectors of an iteration stand in arrays of m × m numbers an image, whose last row
+    and column are zeros that stay: products of even sizes are a third faster than those of m − 1.
     """
 
     limit = 2000  # iterations
+    around = 5  # nodes in each direction of which D is the mean
     gain = 1e-5  # of a round in float32, about where rounding ends it
 
     def __init__(self, rows: Tensor, columns: Tensor) -> None:
@@ -281,37 +292,39 @@ class _Piece(_Solver):
     def _iterate(self, load: Tensor, tolerance: Tensor, wanted: Tensor) -> Tensor:
         """u with ‖load − A u‖ ≤ tolerance ‖load‖, in the load's dtype, of the images wanted; 0 of the others."""
         nodes = load.shape[1]
-        scale, weight, *links = self._scaled(load)
+        scale, unscale, diagonal, *links = self._scaled(load)
         sines, inverse = _framed(_sines.sines(nodes).to(load)), _framed(1 / _sines.laplacian_spectrum(nodes).to(load))
         # the iterate is √D u, the residual D^(−1/2) (load − A u)
         residual = scale * _framed(load)
-        iterate = torch.zeros_like(residual)
-        target = tolerance.square() * _dot(load, load)
-        direction = preconditioned = _laplace(residual, sines, inverse)
-        slope = _dot(residual, preconditioned)
+        iterate, direction = torch.zeros_like(residual), torch.zeros_like(residual)
+        target = tolerance * _dot(load, load).sqrt()
+        slope = torch.full_like(target, torch.inf)
         for _ in range(self.limit):
-            active = wanted & (_dot(residual * weight, residual) > target)
+            active = wanted & (torch.linalg.vector_norm(unscale * residual, dim=(1, 2)) > target)
             if not active.any():
                 break
-            product = _five_points(direction, *links)
+            preconditioned = _laplace(residual, sines, inverse)
+            before, slope = slope, _dot(residual, preconditioned)
+            # an image that has stopped may have slopes of 0
+            direction = torch.addcmul(preconditioned, (slope / before).where(active, 0.0)[:, None, None], direction)
+            product = _five_points(direction, diagonal, *links)
             step = (slope / _dot(direction, product)).where(active, 0.0)[:, None, None]
             iterate.addcmul_(step, direction)
             residual.addcmul_(step, product, value=-1)
-            preconditioned = _laplace(residual, sines, inverse)
-            before, slope = slope, _dot(residual, preconditioned)
-            direction = torch.addcmul(preconditioned, (slope / before)[:, None, None], direction)
         return (scale * iterate)[:, :nodes, :nodes]
 
     def _scaled(self, like: Tensor) -> tuple[Tensor, ...]:
-        """D^(−1/2), D, and what M has between neighbours in the two directions, without its sign."""
+        """D^(−1/2), D^(1/2), M's diagonal, and what it has between neighbours in either direction, without its sign."""
         if like.dtype not in self.scaled:
-            weight = self.diagonal.to(like) / 4
+            diagonal = self.diagonal.to(like)
+            weight = _geometric_mean(diagonal / 4, self.around)
             scale = weight.rsqrt()
             rows = self.rows[:, 1:-1].to(like) * scale[:, :-1] * scale[:, 1:]
             columns = self.columns[:, :, 1:-1].to(like) * scale[:, :, :-1] * scale[:, :, 1:]
             self.scaled[like.dtype] = (
                 _framed(scale),
-                _framed(weight),
+                _framed(weight.sqrt()),
+                _framed(diagonal / weight),
                 F.pad(rows, (0, 1, 0, 2)).flatten(1),
                 F.pad(columns, (0, 2, 0, 1)).flatten(1),
             )
@@ -323,13 +336,21 @@ def _framed(x: Tensor) -> Tensor:
     return F.pad(x, (0, 1, 0, 1))
 
 
-def _five_points(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """M x for a matrix with 4 on its diagonal, and −`rows`, −`columns` between neighbours in the two directions.
+def _geometric_mean(x: Tensor, around: int) -> Tensor:
+    """Of positive values around each place, around × around of them, fewer at the border, [batch, n, n]."""
+    index = torch.arange(x.shape[1], device=x.device)
+    near = ((index[:, None] - index).abs() <= around // 2).to(x)
+    near /= near.sum(1, keepdim=True)
+    return (near @ x.log() @ near.T).exp()
 
-    x is framed; so are `rows` and `columns`, which are flat, [batch, m²], and zero where there is no neighbour: whole
-    images are one run of numbers each.
+
+def _five_points(x: Tensor, diagonal: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """M x for a matrix with a diagonal, and −`rows`, −`columns` between neighbours in the two directions.
+
+    x and the diagonal are framed; so are `rows` and `columns`, which are flat, [batch, m²], and zero where there is no
+    neighbour: whole images are one run of numbers each.
     """
-    flat, product = x.flatten(1), 4 * x
+    flat, product = x.flatten(1), diagonal * x
     for links, step in ((rows, x.shape[2]), (columns, 1)):
         links, ahead, behind = links[:, :-step], product.flatten(1)[:, step:], product.flatten(1)[:, :-step]
         ahead.addcmul_(links, flat[:, :-step], value=-1)

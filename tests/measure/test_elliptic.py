@@ -1,6 +1,7 @@
 """The elliptic forward map against SciPy's sparse solver on an assembly of its own, and against known solutions."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.interpolate import RegularGridInterpolator
 from skfem.helpers import dot, grad
 
 from companion import measure
-from companion.measure import EllipticPDE
+from companion.measure import EllipticPDE, elliptic
 
 METHODS = ("direct", "pcg")
 OPERATORS = {  # fields are flat: of the images' shape the height alone counts
@@ -228,6 +229,29 @@ def test_float32_agrees_to_its_tolerance_which_is_stated(method: str) -> None:
     y = pde(x.float())
     assert y.dtype == torch.float32 and (pde.residual < 1e-5 + 2e-8 * 32**2).all()  # what stops it, and rounding
     torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_image_without_a_gradient_leaves_the_others_theirs(method: str) -> None:
+    pde = measure.EllipticPDE(8, method=method, tolerance=1e-10)
+    x = torch.randn(3, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alone = torch.autograd.functional.jacobian(lambda one: pde(one[None]).square().sum(), x[1])
+    together = torch.autograd.functional.jacobian(lambda every: pde(every)[1].square().sum(), x)
+    torch.testing.assert_close(together, torch.zeros_like(x).index_copy(0, torch.tensor([1]), alone[None]))
+
+
+def test_a_smooth_scaling_saves_a_quarter_of_the_iterations_where_x_is_rough(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 32**2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    calls: list[Any] = []
+    solve = elliptic._laplace
+    monkeypatch.setattr(elliptic, "_laplace", lambda *given: calls.append(given) or solve(*given))
+    counted = []
+    for around in (1, elliptic._Piece.around):
+        monkeypatch.setattr(elliptic._Piece, "around", around)
+        measure.EllipticPDE(32, method="pcg", tolerance=1e-6).solve(x)
+        counted.append(len(calls))
+        calls.clear()
+    assert counted[1] < 0.75 * counted[0], counted
 
 
 def test_mirrored_fields_measure_the_same_and_coarse_fields_are_repeated() -> None:
