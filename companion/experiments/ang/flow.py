@@ -134,7 +134,28 @@ class Easy:
     training: int = 2000
 
 
+_FEW = Easy(data="digits", problems=4, block=2, warmup=40, draws=10, thin=2, weighted=100, m=10, std=0.5, training=200)
 _EASY = Easy(data="mnist", problems=200, block=20, warmup=1000, draws=400, thin=10, weighted=10_000, m=25, std=0.5)
+
+
+_TOLERANCES = {
+    "rank": 0.5,
+    "coverage": 0.2,
+    "error": 0.2,
+    "rhat": 0.5,
+    "*ess": 0.5,
+    "off*": 0.5,
+    "converged": 0.5,
+    "accept_rate": 0.3,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rivals(Easy):
+    """The same by samplers that gradients drive."""
+
+    leapfrogs: int  # of HMC
+    particles: int  # of sequential Monte Carlo
 
 
 @experiment(
@@ -142,13 +163,11 @@ _EASY = Easy(data="mnist", problems=200, block=20, warmup=1000, draws=400, thin=
     paper="Ang 2021",
     shows="flows as priors: calibration where their chains converge",
     profiles={
-        "quick": Easy(
-            data="digits", problems=4, block=2, warmup=40, draws=10, thin=2, weighted=100, m=10, std=0.5, training=200
-        ),
+        "quick": _FEW,
         "laptop": _EASY,
         "paper": replace(_EASY, problems=1000, warmup=10_000, draws=2000, weighted=100_000),
     },
-    tolerances={"rank": 0.5, "coverage": 0.2, "error": 0.2, "rhat": 0.5, "*ess": 0.5, "off*": 0.5, "converged": 0.5},
+    tolerances=_TOLERANCES,
 )
 def flow_calibration(settings: Easy, context: Context) -> tuple[dict, dict]:
     """Ranks digits of a flow's own among their posterior's draws, by chains that hardly any measurement hinders."""
@@ -156,46 +175,117 @@ def flow_calibration(settings: Easy, context: Context) -> tuple[dict, dict]:
     return {}, gather(context.map(_ranked, blocks, "problems"), block=len(blocks))
 
 
-def _ranked(settings: Easy, part: Part, start: int) -> tuple[dict, dict]:
-    """Chains of preconditioned Crank–Nicolson from draws of the prior, for the problems from `start` on.
+@experiment(
+    "ang.flow-samplers",
+    paper="Ang 2021",
+    shows="flows as priors: the same problems by samplers that gradients drive",
+    profiles={
+        "quick": Rivals(**vars(_FEW) | {"warmup": 10, "thin": 1, "leapfrogs": 3, "particles": 20}),
+        "laptop": Rivals(
+            **vars(_EASY) | {"problems": 40, "warmup": 100, "draws": 400, "thin": 1, "leapfrogs": 6, "particles": 99}
+        ),
+    },
+    tolerances=_TOLERANCES,
+)
+def flow_samplers(settings: Rivals, context: Context) -> tuple[dict, dict]:
+    """Ranks digits of a flow's own among draws of Hamiltonian chains and of sequential Monte Carlo."""
+    methods, blocks = ("hmc", "smc"), range(0, settings.problems, settings.block)
+    items = [(method, start) for method in methods for start in blocks]
+    return {}, gather(context.map(_rival, items, "samplers"), method=methods, block=len(blocks))
 
-    "rank" is the share of the draws below the truth, of principal components, ‖z‖² and the squared misfit. "off" is how
-    far the chains' mean image lies from that of weighted draws of the prior, over pixels, in standard deviations of the
-    posterior; "off, expected" is what the effective sample sizes of both leave to chance.
-    """
+
+def _ranked(settings: Easy, part: Part, start: int) -> tuple[dict, dict]:
+    """Chains of preconditioned Crank–Nicolson from draws of the prior, for the problems from `start` on."""
+    own = _own(settings, part, start)
+    options: dict[str, Any] = {"draws": settings.draws, "warmup": settings.warmup, "thin": settings.thin, "step": 0.5}
+    chains = sample.pcn(own.target, own.starts, seed=shared.seed_of(part, "chains", start), **options)
+    part.count_evaluations(int(chains.evaluations.sum()) + settings.weighted)
+    return {}, _of_chains(settings, own, chains)
+
+
+def _rival(settings: Rivals, part: Part, item: tuple[str, int]) -> tuple[dict, dict]:
+    """The problems from `start` on by another sampler; particles have no R-hat, and count as independent."""
+    method, start = item
+    own, seed = _own(settings, part, start), shared.seed_of(part, *item)
+    if method == "hmc":
+        options: dict[str, Any] = {"draws": settings.draws, "warmup": settings.warmup, "thin": settings.thin}
+        chains = sample.hmc(own.target, own.starts, step=0.2, leapfrogs=settings.leapfrogs, seed=seed, **options)
+        found, evaluations = _of_chains(settings, own, chains), chains.evaluations.sum(1)
+    else:
+        particles = sample.smc(own.target, particles=settings.particles, seed=seed)
+        images = torch.stack([_images(own.prior, draw, "z") for draw in particles.samples])
+        ess, nothing = np.full(settings.block, float(settings.particles)), np.full(settings.block, np.nan)
+        found, evaluations = _of_draws(settings, own, particles.samples, images, 1 / ess), particles.evaluations
+        per_problem: dict[str, Any] = {"problem": settings.block}
+        found |= {name: named(nothing, **per_problem) for name in ("rhat", "converged")}
+        found |= {"ess": named(ess, **per_problem)}
+        found |= {"accept_rate": named(shared.numpy(particles.accept_rate), **per_problem)}
+    part.count_evaluations(int(evaluations.sum()) + settings.weighted)
+    return {}, found | {"evaluations": named(shared.numpy(evaluations), problem=settings.block)}
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A block of the flow's own digits, measured, and weighted draws of the prior, which judge what chains find."""
+
+    prior: Any
+    latents: Tensor
+    truth: Tensor
+    problem: measure.Problem
+    y: Tensor
+    target: energy.Energy
+    starts: Tensor  # draws of the prior, [problem, chain, n]
+    components: Tensor
+    mean: Tensor  # of the weighted draws
+    ess: np.ndarray  # and how many of them count
+
+
+def _own(settings: Easy, part: Part, start: int) -> _Own:
     prior, chosen = shared.prior(part, settings.flow), torch.arange(start, start + settings.block)
     latents = prior_latents(part, prior, settings.problems)
     truth = _images(prior, latents, "z")
     problem, y = _inpainting(settings, part, truth)
     latents, truth, problem, y = latents[chosen], truth[chosen], problem.select(chosen), y[chosen]
     shape = (settings.chains, prior.latent_dim)
-    z0 = torch.stack([_support.normal(shape, part.seed, latents, "start", k) for k in chosen.tolist()])
-    options: dict[str, Any] = {"draws": settings.draws, "warmup": settings.warmup, "thin": settings.thin, "step": 0.5}
-    chains = sample.pcn(posterior(prior, problem, y), z0, seed=shared.seed_of(part, "chains", start), **options)
-    part.count_evaluations(int(chains.evaluations.sum()) + settings.weighted)
-
-    components, drawn = _components(settings, part, prior), chains.images(prior)  # [draw, problem, chain, C, H, W]
-    found = chains.diagnostics(lambda _: drawn.flatten(0, 2).flatten(1) @ components)
-    z, x = (each.transpose(1, 2).flatten(0, 1) for each in (chains.samples, drawn))  # chains one after the other
-    of_draws, of_truth = (
-        torch.cat([image.flatten(2) @ components, quantities(latent, image, problem, y)[..., -2:]], 2)
-        for latent, image in ((z, x), (latents[None], truth[None]))
-    )
+    starts = torch.stack([_support.normal(shape, part.seed, latents, "start", k) for k in chosen.tolist()])
     mean, ess = _weighted(settings, part, prior, energy.NoiseMisfit(problem, y))
-    off = ((x.mean(0) - mean) / x.std(0)).square().flatten(1).mean(1).sqrt()
-    chance = (1 / found.ess_bulk[:, :-1]).mean(1) + 1 / ess
+    components = _components(settings, part, prior)
+    return _Own(prior, latents, truth, problem, y, posterior(prior, problem, y), starts, components, mean, ess)
+
+
+def _of_chains(settings: Easy, own: _Own, chains: sample.Chains) -> dict[str, Any]:
+    drawn = chains.images(own.prior)  # [draw, problem, chain, C, H, W]
+    found = chains.diagnostics(lambda _: drawn.flatten(0, 2).flatten(1) @ own.components)
+    z, x = (each.transpose(1, 2).flatten(0, 1) for each in (chains.samples, drawn))  # chains one after the other
     per_problem: dict[str, Any] = {"problem": settings.block}
-    return {}, {
-        "rank": named(shared.numpy((of_draws < of_truth).double().mean(0)), **per_problem, quantity=COMPONENTS + 2),
-        "coverage": named(shared.numpy(within(x, truth).double().flatten(1).mean(1)), **per_problem),
-        "error": named(shared.numpy((x.mean(0) - truth).square().flatten(1).mean(1)), **per_problem),
+    return _of_draws(settings, own, z, x, (1 / found.ess_bulk[:, :-1]).mean(1)) | {
         "rhat": named(found.rhat.max(1).clip(max=1e6), **per_problem),
         "ess": named(found.ess_bulk.min(1), **per_problem),
         "converged": named(found.converged, **per_problem),
         "accept_rate": named(shared.numpy(chains.accept_rate.mean(1)), **per_problem),
+    }
+
+
+def _of_draws(settings: Easy, own: _Own, z: Tensor, x: Tensor, chance: np.ndarray) -> dict[str, Any]:
+    """Of draws of latents and images, [draw, problem, ...], of which 1/`chance` are worth independent ones.
+
+    "rank" is the share of the draws below the truth, of principal components, ‖z‖² and the squared misfit. "off" is how
+    far their mean image lies from that of weighted draws of the prior, over pixels, in standard deviations of the
+    posterior; "off, expected" is what the effective sample sizes of both leave to chance.
+    """
+    of_draws, of_truth = (
+        torch.cat([image.flatten(2) @ own.components, quantities(latent, image, own.problem, own.y)[..., -2:]], 2)
+        for latent, image in ((z, x), (own.latents[None], own.truth[None]))
+    )
+    off = ((x.mean(0) - own.mean) / x.std(0)).square().flatten(1).mean(1).sqrt()
+    per_problem: dict[str, Any] = {"problem": settings.block}
+    return {
+        "rank": named(shared.numpy((of_draws < of_truth).double().mean(0)), **per_problem, quantity=COMPONENTS + 2),
+        "coverage": named(shared.numpy(within(x, own.truth).double().flatten(1).mean(1)), **per_problem),
+        "error": named(shared.numpy((x.mean(0) - own.truth).square().flatten(1).mean(1)), **per_problem),
         "off": named(shared.numpy(off), **per_problem),
-        "off, expected": named(np.sqrt(chance), **per_problem),
-        "weighted ess": named(ess, **per_problem),
+        "off, expected": named(np.sqrt(chance + 1 / own.ess), **per_problem),
+        "weighted ess": named(own.ess, **per_problem),
     }
 
 
