@@ -65,6 +65,7 @@ _MS = (25, 50, 100, 200, 400)
                 *(("inpainting", m, 0.1) for m in _MS),
                 *(("compressed", m, 0.1) for m in _MS[:-1]),
                 ("denoising", 0, 0.3),
+                *(("denoising", 0, (k / 15) ** 0.5) for k in (1, 4, 9, 15)),
             ),
         ),
         "paper": Settings(
