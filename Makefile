@@ -33,7 +33,7 @@ endif
 help:
 	@echo "make book      build the site and say where index.html is (SOLUTIONS=no: an edition without them)"
 	@echo "make lint      style, types, import order"
-	@echo "make check     lint, and every test that is not slow; two minutes"
+	@echo "make check     lint, and every test that is not slow; a minute or two"
 	@echo "make test      lint, all tests, every chapter re-run, site checks"
 	@echo "make lab       open the chapters in JupyterLab"
 	@echo "make chapters  re-execute the chapters that changed (PROFILE=quick; FORCE=1 for all)"

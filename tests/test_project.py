@@ -1,6 +1,8 @@
 """The project's files agree with each other and do what the README says."""
 
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import tomllib
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
@@ -17,6 +20,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+import companion
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -202,3 +207,16 @@ def test_random_numbers_come_from_named_streams_alone() -> None:
     files = [path for path in (ROOT / "companion").rglob("*.py") if path.name != "_support.py"]
     lines = [(path.name, line.strip()) for path in files for line in path.read_text().splitlines()]
     assert [f"{name}: {line}" for name, line in lines if call.search(line)] == []
+
+
+def test_what_a_package_offers_does_not_hide_its_modules() -> None:
+    """`companion.recover.tv` would be a function to `from companion.recover import tv`, and a module to `import`."""
+    hidden = []
+    for info in pkgutil.walk_packages(companion.__path__, "companion."):
+        if info.ispkg:
+            package = importlib.import_module(info.name)
+            modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+            hidden += [
+                f"{info.name}.{name}" for name in modules if not isinstance(getattr(package, name, sys), ModuleType)
+            ]
+    assert hidden == []

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 import companion
 from companion import bayes, energy, evaluate, measure, priors, recover, sample
+from companion.bayes.modes import aim
 from companion.bayes.moved import moved
 from companion.priors import bijections, matrices, msign, networks, pixels
 from companion.training import criteria
-
-aim = importlib.import_module("companion.bayes.laplace").aim  # `bayes.laplace` is the function of that name
 
 # what has no answer of its own that differs from seed to seed
 ELSEWHERE = {
@@ -77,7 +76,7 @@ def sampled(sampler: Callable[..., Any], **options: Any) -> Callable[[int], Tens
 def trained(train: Callable[..., Any]) -> Callable[[int], Tensor]:
     def case(seed: int) -> Tensor:
         model = msign.MsIGN(field().field, 2, 1, 4)
-        train(field(), model, bayes.Settings(iterations=2, batch=8, pool=20), seed=seed)
+        train(field(), model, bayes.Training(iterations=2, batch=8, pool=20), seed=seed)
         return weights(model)
 
     return case
@@ -119,8 +118,8 @@ def first_pixels(search: Callable[..., sample.Design]) -> Callable[[int], Tensor
 IMAGES = rand(4, 1, 4, 4, dtype=torch.float32)
 VAE = (1, 4, 4), 2, [8]
 CASES: dict[str, Callable[[int], Any]] = {
-    "bayes.laplace.laplace": lambda s: bayes.laplace(field(), rank=4, seed=s).directions,
-    "bayes.laplace.aim": aimed,
+    "bayes.modes.laplace": lambda s: bayes.laplace(field(), rank=4, seed=s).directions,
+    "bayes.modes.aim": aimed,
     "bayes.moved.moved": lambda s: moved(
         field(), msign.MsIGN(field().field, 2, 1, 4), field().field.sample(4, seed=0), 12, seed=s
     ),
@@ -181,8 +180,8 @@ CASES: dict[str, Callable[[int], Any]] = {
             priors.VAE(*VAE), measure.Identity((1, 4, 4)), IMAGES, restarts=1, seed=s, max_evaluations=2
         ).x
     ),
-    "recover.start.start": lambda s: recover.start(flow(), IMAGES, "normal", seed=s),
-    "recover.start.null_space_neighbour": lambda s: recover.null_space_neighbour(
+    "recover.starts.start": lambda s: recover.start(flow(), IMAGES, "normal", seed=s),
+    "recover.starts.null_space_neighbour": lambda s: recover.null_space_neighbour(
         measure.Gaussian((1, 4, 4), 4), IMAGES, 0.1, s
     ),
     "sample.design.LatentPosterior.__init__": lambda s: drawn(
@@ -201,7 +200,7 @@ CASES: dict[str, Callable[[int], Any]] = {
         seed=s,
     )[1],
     "sample.samplers.annealed_langevin": sampled(sample.annealed_langevin, step=0.1, levels=2, steps=2, draws=2),
-    "sample.smc.smc": lambda s: sample.smc(linear(), particles=4, moves=1, leapfrogs=1, seed=s).samples,
+    "sample.sequential.smc": lambda s: sample.smc(linear(), particles=4, moves=1, leapfrogs=1, seed=s).samples,
     "sample.start.initialise": lambda s: sample.initialise(linear(), "random", chains=2, seed=s),
     "training.criteria.sliced_wasserstein": lambda s: torch.tensor(
         criteria.sliced_wasserstein(randn(9, 2), randn(9, 2, seed=5), 3, s)

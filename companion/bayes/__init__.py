@@ -1,9 +1,9 @@
 """Bayesian inverse problems on random fields, and the training of MsIGN to their posteriors."""
 
 from companion.bayes.divergence import Divergence, Weighted, jeffreys, weighted
-from companion.bayes.laplace import Laplace, laplace
+from companion.bayes.modes import Laplace, laplace
 from companion.bayes.problems import Barrier, Elliptic, FieldProblem, Synthetic, barrier
-from companion.bayes.train import Settings, Stage, amortised_svgd, train_msign
+from companion.bayes.train import Stage, Training, amortised_svgd, train_msign
 
 __all__ = [
     "Barrier",
@@ -11,9 +11,9 @@ __all__ = [
     "Elliptic",
     "FieldProblem",
     "Laplace",
-    "Settings",
     "Stage",
     "Synthetic",
+    "Training",
     "Weighted",
     "amortised_svgd",
     "barrier",

@@ -12,7 +12,7 @@ from companion import _support
 from companion.energy.terms import shaped
 from companion.priors.linear import wide
 from companion.priors.msign import MsIGN
-from companion.sample.svgd import direction
+from companion.sample.stein import direction
 
 LogDensity = Callable[[Tensor], Tensor]
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from companion import _support
 from companion.bayes.divergence import Weighted, reverse_term, stein_term, weighted
-from companion.bayes.laplace import aim
+from companion.bayes.modes import aim
 from companion.bayes.moved import moved
 from companion.bayes.problems import FieldProblem
 from companion.priors.msign import Mirrored, MsIGN
 
 
 @dataclass(frozen=True)
-class Settings:
+class Training:
     """How each stage is trained; the paper gives the batch alone.
 
     Attributes
@@ -30,7 +30,7 @@ class Settings:
         Into how many parts a stage's steps are divided, each with a proposal of its own and the learning rate from
         start to end: the model as it has become proposes more of what counts. The paper has one.
     pool, least_ess
-        Samples of the proposal, drawn once a round (and for :func:`companion.bayes.laplace.aim`), and how many
+        Samples of the proposal, drawn once a round (and for :func:`companion.bayes.modes.aim`), and how many
         effective ones they must be worth.
     moves
         With more than 0, a quarter as many are drawn from each pool with their weights, and moved so many times
@@ -97,7 +97,7 @@ class Stage:
 def train_msign(
     problem: FieldProblem,
     model: MsIGN | Mirrored,
-    settings: Settings | None = None,
+    settings: Training | None = None,
     scales: Iterable[int] | None = None,
     first_samples: Tensor | None = None,
     seed: int = 0,
@@ -106,7 +106,7 @@ def train_msign(
 
     At scale l all F_1, …, F_l are trained; the proposal of the forward term is the model as the stage finds it, which
     is that of the last stage with its prior conditioning, q̃_l, weighted by q_l over its realised density. Where F_l has
-    an affine layer, that is aimed first (:func:`companion.bayes.laplace.aim`), and the proposal has it too.
+    an affine layer, that is aimed first (:func:`companion.bayes.modes.aim`), and the proposal has it too.
 
     An affine layer is for a posterior of one mode, or of a mode and its mirror image. Of more modes the highest may
     be all that is learned, and neither the loss nor the effective samples tell: these are weighted samples of the
@@ -117,7 +117,7 @@ def train_msign(
     problem, model
         At the finest scale; the model on the problem's field.
     settings
-        None for :class:`Settings` as they are.
+        None for :class:`Training` as they are.
     scales
         Which stages, in order; None for 1, …, L. A run that stopped goes on with the rest: stages share nothing but the
         weights.
@@ -127,7 +127,7 @@ def train_msign(
     seed
         Of all draws; each stage and purpose has its own stream.
     """
-    settings = settings or Settings()
+    settings = settings or Training()
     if settings.objective == "stein" and not isinstance(model, MsIGN):
         raise ValueError(f"model: got {type(model).__name__} for 'stein'; allowed: MsIGN, whose samples are particles")
     if model.field.side != problem.side:
@@ -137,14 +137,14 @@ def train_msign(
     return [_train_stage(problems[scale - 1], part, settings, first_samples, seed) for scale, part in parts]
 
 
-def amortised_svgd(problem: FieldProblem, model: MsIGN, settings: Settings | None = None, seed: int = 0) -> Stage:
+def amortised_svgd(problem: FieldProblem, model: MsIGN, settings: Training | None = None, seed: int = 0) -> Stage:
     """Train all of a model, in place, at the finest scale alone, by Stein's moves: the rival of Zhang et al. 2021."""
-    how = replace(settings or Settings(), objective="stein")
+    how = replace(settings or Training(), objective="stein")
     return train_msign(problem, model, how, [model.scales], seed=seed)[0]
 
 
 def _train_stage(
-    problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: Tensor | None, seed: int
+    problem: FieldProblem, model: MsIGN | Mirrored, how: Training, given: Tensor | None, seed: int
 ) -> Stage:
     stage, before = Stage(model.scales), problem.simulations
     if model.directed:
@@ -190,7 +190,7 @@ def _train_stage(
 
 @torch.no_grad()
 def _pool(
-    problem: FieldProblem, model: MsIGN | Mirrored, how: Settings, given: Tensor | None, draws: torch.Generator
+    problem: FieldProblem, model: MsIGN | Mirrored, how: Training, given: Tensor | None, draws: torch.Generator
 ) -> Weighted:
     """What stands for the posterior in the forward term."""
     if model.scales == 1 and given is not None:

@@ -10,4 +10,4 @@ from companion.experiments.context import Context
 from companion.experiments.parts import Outcome, Part, gather
 from companion.experiments.provenance import Provenance, resolve_device
 from companion.experiments.registry import experiment, names
-from companion.experiments.results import Result, describe, load, path, run, state, verify, verify_all
+from companion.experiments.results import Stored, describe, load, path, run, state, verify, verify_all

@@ -38,7 +38,7 @@ Folder = str | Path | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class Stored:
     """A stored result: its numbers, and where they come from."""
 
     name: str
@@ -75,7 +75,7 @@ def run(
     workers: int = 1,
     scheduler: str | None = None,
     resume: bool = True,
-) -> Result:
+) -> Stored:
     """Run an experiment, store its result and return it.
 
     Parameters
@@ -111,7 +111,7 @@ def _run(
     running: AbstractContextManager[Runner],
     changes: Mapping[str, Any] | None = None,
     resume: bool = True,
-) -> Result:
+) -> Stored:
     keep_freed_memory()
     entry = get(name)
     one_of("profile", profile, entry.settings)
@@ -176,7 +176,7 @@ def verify(name: str, out: Folder = None) -> list[str]:
     return found
 
 
-def _differences(stored: Result, again: Result) -> list[str]:
+def _differences(stored: Stored, again: Stored) -> list[str]:
     """:func:`states.differences` within the experiment's tolerances, on the processors that made the two."""
     elsewhere = stored.provenance.device != again.provenance.device
     return states.differences(stored, again, get(stored.name).tolerances, elsewhere)
@@ -216,20 +216,20 @@ def state(name: str, profile: str, out: Folder = None) -> str:
     return "verified" if quick and {code, origin.code_sha256} <= _codes(quick, out) else "stale"
 
 
-def _codes(quick: Result, out: Folder) -> set[str]:
+def _codes(quick: Stored, out: Folder) -> set[str]:
     """Hashes of the code that is known to give the numbers of a stored quick result."""
     folder = _stem(quick.name, "quick", out).parent
     return {quick.provenance.code_sha256} | states.same_numbers(folder, quick.sha256)
 
 
-def _whole(name: str, profile: str, out: Folder) -> Result | None:
+def _whole(name: str, profile: str, out: Folder) -> Stored | None:
     """A stored result, None where there is none or it is damaged."""
     with suppress(ValueError):
         return load(name, profile, out)
     return None
 
 
-def load(name: str, profile: str | None = None, out: Folder = None) -> Result:
+def load(name: str, profile: str | None = None, out: Folder = None) -> Stored:
     """Read a stored result; without a profile the best one stored (paper, else overnight, laptop, quick).
 
     Raises ValueError for an unknown name or profile, where nothing is stored, or where a file is damaged; the message
@@ -250,7 +250,7 @@ def load(name: str, profile: str | None = None, out: Folder = None) -> Result:
         provenance = _provenance(document, name, profile, out)
     except files.DamagedFile as error:
         raise files.DamagedFile(f"{error}; remake it: {_remake(name, profile, out)}") from None
-    return Result(name, profile, document["metrics"], arrays, provenance, files.axes(document), document["sha256"])
+    return Stored(name, profile, document["metrics"], arrays, provenance, files.axes(document), document["sha256"])
 
 
 def describe(name: str, out: Folder = None) -> dict[str, Any]:

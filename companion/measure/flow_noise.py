@@ -14,7 +14,7 @@ from companion.measure.noise import AdditiveNoise, floating
 Place = tuple[int, int, int]  # channel, top row, left column
 
 
-class Model(Protocol):
+class FlowLike(Protocol):
     """What is needed of a flow on [1, rows, columns]; :class:`companion.priors.Flow` has it."""
 
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class FlowNoise(AdditiveNoise):
 
     def __init__(
         self,
-        flow: Model,
+        flow: FlowLike,
         shape: Sequence[int],
         placements: Sequence[Sequence[Place]],
         tau: float = 0.1,

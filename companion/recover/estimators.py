@@ -13,9 +13,9 @@ from companion.measure.base import LinearOperator, Operator
 from companion.measure.noise import IndependentNoise
 from companion.measure.problem import Problem
 from companion.recover.gaussian import gaussian_map
-from companion.recover.minimise import minimise
 from companion.recover.run import Result, scaling
-from companion.recover.start import start as initial
+from companion.recover.search import minimise
+from companion.recover.starts import start as initial
 
 
 def flow_latent(

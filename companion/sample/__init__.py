@@ -14,9 +14,9 @@ from companion.sample.design import (
 from companion.sample.loop import run
 from companion.sample.metric import Metric, gauss_newton
 from companion.sample.samplers import adapted, annealed_langevin, hmc, langevin, mala, pcn
-from companion.sample.smc import Particles, smc
+from companion.sample.sequential import Particles, smc
 from companion.sample.start import first_guess, improve, initialise
-from companion.sample.svgd import projected_svgd, svgd
+from companion.sample.stein import projected_svgd, svgd
 from companion.sample.weighting import Weights, calibrated, importance_weights
 
 __all__ = [

@@ -16,7 +16,7 @@ from companion.measure.linear import Mask
 from companion.measure.noise import GaussianNoise
 from companion.measure.problem import Problem
 from companion.priors.linear import wide
-from companion.recover.minimise import minimise
+from companion.recover.search import minimise
 from companion.sample.metric import gauss_newton
 from companion.sample.samplers import hmc
 

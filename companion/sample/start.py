@@ -10,7 +10,7 @@ from companion import _support
 from companion.energy import Energy, Misfit
 from companion.measure.base import LinearOperator
 from companion.measure.linear import Mask
-from companion.recover.minimise import minimise
+from companion.recover.search import minimise
 from companion.sample.metric import of_prior
 
 HOW = ("random", "posterior", "adjoint", "map", "map-posterior", "best", "typical")

@@ -5,8 +5,8 @@ by :func:`series`), or its own code inside :func:`style`, and puts the figure on
 :func:`explore`), which ask for alt text; :func:`table` shows numbers.
 """
 
+from companion.show.imaging import images, pictures
 from companion.show.output import display, image_bytes
-from companion.show.pictures import images, pictures
 from companion.show.player import explore
 from companion.show.plots import caption, curves, series
 from companion.show.tables import table

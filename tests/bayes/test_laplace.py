@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import optimize
 
-from companion.bayes import Elliptic, FieldProblem, Settings, Synthetic, jeffreys, laplace, train_msign
-from companion.bayes.laplace import aim
+from companion.bayes import Elliptic, FieldProblem, Synthetic, Training, jeffreys, laplace, train_msign
+from companion.bayes.modes import aim
 from companion.measure.base import Operator
 from companion.priors.fields import GaussianField
 from companion.priors.msign import Mirrored, MsIGN
@@ -101,7 +101,7 @@ def test_a_proposal_in_either_mode_is_aimed_at_that_one(side: int) -> None:
 def test_aiming_alone_carries_a_good_coarse_model_to_the_finest_scale(convention: str) -> None:
     problem = Synthetic(8, convention)
     model = Mirrored(MsIGN(problem.field, steps=0, rank=2))
-    stages = train_msign(problem, model, Settings(iterations=0, pool=4000))
+    stages = train_msign(problem, model, Training(iterations=0, pool=4000))
     assert all(stage.simulations > 4000 for stage in stages)
     own, reference = model.sample(4000, seed=1), problem.sample(4000, seed=2)
     found = jeffreys(model.log_prob, problem.log_density, own, reference)
@@ -120,7 +120,7 @@ def test_a_model_without_an_affine_layer_cannot_be_aimed() -> None:
 def test_gradients_are_taken_whatever_mode_the_caller_is_in(mode) -> None:
     problem, coarse = Synthetic(4), Synthetic(4).coarsen()  # made outside, as what a mode makes stays in it
     model = Mirrored(MsIGN(problem.field, steps=1, width=2, rank=2))
-    how = Settings(iterations=1, batch=5, pool=40, least_ess=5, moves=1)
+    how = Training(iterations=1, batch=5, pool=40, least_ess=5, moves=1)
     with mode():
         inside = laplace(coarse, starts=1)
         assert len(train_msign(problem, model, how, [1])) == 1
@@ -161,7 +161,7 @@ def lopsided(seed: int | None = 0) -> tuple[FieldProblem, torch.Tensor, torch.Te
 def test_a_layer_is_aimed_at_the_only_mode_of_a_posterior_without_symmetry(scales: int, seed: int) -> None:
     problem, mean, covariance = lopsided()
     model = MsIGN(problem.field, scales, steps=0, rank=16)
-    train_msign(problem, model, Settings(iterations=0, pool=2000), seed=seed)
+    train_msign(problem, model, Training(iterations=0, pool=2000), seed=seed)
     with torch.no_grad():
         shift = model.decode(torch.zeros(1, 16, dtype=torch.float64))[0]
         root = model.decode(torch.eye(16, dtype=torch.float64)) - shift

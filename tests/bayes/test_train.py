@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from companion.bayes import Settings, Synthetic, amortised_svgd, jeffreys, train, train_msign, weighted
+from companion.bayes import Synthetic, Training, amortised_svgd, jeffreys, train, train_msign, weighted
 from companion.bayes.divergence import reverse_term, stein_term
-from companion.bayes.laplace import aim
+from companion.bayes.modes import aim
 from companion.bayes.moved import moved
 from companion.priors.bijections import ActNorm
 from companion.priors.fields import GaussianField
@@ -136,10 +136,10 @@ def test_amortised_svgd_approaches_a_gaussian() -> None:
     with torch.no_grad():
         norm.bias.fill_(1.0)
     model = MsIGN(field, flows=[norm])
-    stage = amortised_svgd(problem.coarsen(), model, Settings(iterations=150, rate=3e-2), seed=1)
+    stage = amortised_svgd(problem.coarsen(), model, Training(iterations=150, rate=3e-2), seed=1)
     assert abs(float(norm.bias.detach())) < 0.2 and stage.simulations == 150 * 100 * 2
     with pytest.raises(ValueError, match=r"model: got Mirrored for 'stein'; allowed: "):
-        train_msign(problem, Mirrored(MsIGN(problem.field, steps=1)), Settings(objective="stein"))
+        train_msign(problem, Mirrored(MsIGN(problem.field, steps=1)), Training(objective="stein"))
 
 
 def test_the_proposal_of_a_stage_is_the_conditioned_last_stage() -> None:
@@ -161,7 +161,7 @@ def test_the_proposal_of_a_stage_is_the_conditioned_last_stage() -> None:
 
 
 def test_training_can_go_on_at_any_stage_and_counts_simulations() -> None:
-    how = Settings(iterations=3, batch=10, pool=40, least_ess=5)
+    how = Training(iterations=3, batch=10, pool=40, least_ess=5)
     problem = Synthetic(8)
     whole, parts = (MsIGN(problem.field, steps=1, width=4) for _ in range(2))
     stages = train_msign(problem, whole, how, seed=3)
@@ -185,12 +185,12 @@ def test_each_round_of_a_stage_proposes_with_the_model_as_it_has_become(monkeypa
         return pools[-1]
 
     monkeypatch.setattr(train, "_pool", noted)
-    how = Settings(iterations=5, rounds=2, pool=400, least_ess=5.0)
+    how = Training(iterations=5, rounds=2, pool=400, least_ess=5.0)
     (stage,) = train_msign(problem, model, how, [1])
     assert len(weights) == 2 and not torch.equal(*weights)
     assert len(stage.loss) == 5 and stage.raw_ess == pools[1].raw_ess != pools[0].raw_ess
     with pytest.raises(ValueError, match="rounds: got 0"):
-        train_msign(problem, model, Settings(rounds=0), [1])
+        train_msign(problem, model, Training(rounds=0), [1])
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_each_round_of_a_stage_proposes_with_the_model_as_it_has_become(monkeypa
 )
 def test_settings_are_checked_before_anything_is_paid_for(wrong: dict) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))}: got .*; allowed: "):
-        Settings(**wrong)
+        Training(**wrong)
 
 
 def test_a_scale_that_the_model_has_not_is_refused() -> None:
@@ -262,7 +262,7 @@ def test_the_coarsest_posterior_is_learned_with_both_modes() -> None:
     coarsest, model = problem.coarsen().coarsen(), MsIGN(problem.field, steps=4, width=16)
     reference = coarsest.sample(4000, seed=8)
     start = jeffreys(model.at(1).log_prob, coarsest.log_density, model.at(1).sample(4000, seed=9), reference)
-    how = Settings(iterations=250, rate=3e-3)
+    how = Training(iterations=250, rate=3e-3)
     train_msign(problem, model, how, scales=[1], first_samples=coarsest.sample(4000, seed=7))
     own = model.at(1).sample(4000, seed=9)
     found = jeffreys(model.at(1).log_prob, coarsest.log_density, own, reference)
@@ -275,7 +275,7 @@ def test_the_coarsest_posterior_is_learned_with_both_modes() -> None:
 def test_a_mirrored_model_needs_no_bridge() -> None:
     problem = Synthetic(8)
     coarsest, model = problem.coarsen().coarsen(), Mirrored(MsIGN(problem.field, steps=3, width=16))
-    how = Settings(iterations=320, rate=3e-3)
+    how = Training(iterations=320, rate=3e-3)
     train_msign(problem, model, how, scales=[1], first_samples=coarsest.sample(4000, seed=7))
     own = model.at(1).sample(4000, seed=9)
     found = jeffreys(model.at(1).log_prob, coarsest.log_density, own, coarsest.sample(4000, seed=8))

@@ -12,7 +12,7 @@ from companion.experiments.arrays import take
 from companion.experiments.context import Context
 from companion.experiments.parts import Part
 from companion.experiments.whang import denoising, modes, sets
-from companion.recover.tv import total_variation
+from companion.recover.total_variation import total_variation
 
 PART = Part(torch.device("cpu"), 0)
 QUICK = registry.get("whang.denoising-digits").settings["quick"]

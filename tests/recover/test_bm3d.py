@@ -8,7 +8,7 @@ from skimage import data as photographs
 from skimage.transform import resize
 
 from companion import evaluate
-from companion.recover.bm3d import bm3d
+from companion.recover.block_matching import bm3d
 
 installed = importlib.util.find_spec("bm3d") is not None
 needs_package = pytest.mark.skipif(not installed, reason="the optional package bm3d is not installed")
@@ -71,7 +71,7 @@ def test_images_without_noise_in_a_colour_difference_come_back_as_they_are():
 
 def test_without_the_package_the_module_imports_and_the_call_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm3d", None)
-    spec = importlib.util.find_spec("companion.recover.bm3d")
+    spec = importlib.util.find_spec("companion.recover.block_matching")
     fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
     with pytest.raises(ImportError, match=r"pip install bm3d==[\d.]+ \(its licence is non-commercial\)") as error:

@@ -12,7 +12,7 @@ from skimage.transform import resize
 from sklearn.linear_model import Lasso
 
 from companion import evaluate, measure
-from companion.recover.lasso import BASES, DCTBasis, WaveletBasis, lasso, make_basis
+from companion.recover.sparse import BASES, DCTBasis, WaveletBasis, lasso, make_basis
 
 SHAPE = (2, 4, 6)
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companion import measure
-from companion.recover.lasso import lasso
 from companion.recover.linear import operator_norm, pseudo_inverse
-from companion.recover.tv import tv
+from companion.recover.sparse import lasso
+from companion.recover.total_variation import tv
 
 SHAPE = (2, 4, 5)
 

@@ -8,9 +8,9 @@ from scipy.optimize import minimize
 from skimage.restoration import denoise_tv_chambolle
 
 from companion import measure
-from companion.recover.lasso import lasso
 from companion.recover.linear import pseudo_inverse
-from companion.recover.tv import total_variation, tv
+from companion.recover.sparse import lasso
+from companion.recover.total_variation import total_variation, tv
 
 SHAPE = (2, 4, 5)
 

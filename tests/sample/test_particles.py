@@ -11,7 +11,7 @@ from companion import measure, priors, sample
 from companion.energy import Energy, LatentNorm, NoiseMisfit
 from companion.measure.base import Operator
 from companion.sample.kernels import Hamiltonian
-from companion.sample.svgd import direction
+from companion.sample.stein import direction
 
 
 def test_smc_finds_evidence_mean_and_covariance():

@@ -16,7 +16,7 @@ from companion.experiments import Context, Part, experiment, gather, named, prob
 from companion.measure.base import LinearOperator
 from companion.priors.deep_image_prior import DeepImagePrior
 from companion.priors.networks import ConvConditioner
-from companion.recover.plug_and_play import plug_and_play
+from companion.recover.denoisers import plug_and_play
 
 BLUR_STD = 1.0  # pixels
 SHARE = 0.2  # measurements of compressed sensing over pixels

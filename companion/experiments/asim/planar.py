@@ -12,7 +12,7 @@ from torch import Tensor
 from companion import priors, recover, training
 from companion._support import generator
 from companion.experiments import Context, Part, experiment, gather, named
-from companion.experiments.results import Result
+from companion.experiments.results import Stored
 from companion.measure.base import LinearOperator
 
 CENTRE, SPREAD = 0.5, 0.1  # of x₁: half of the points near −0.5, half near 0.5
@@ -74,7 +74,7 @@ def points(number: int, seed: int, *stream: str | int) -> Tensor:
     return torch.stack([x1, 2 * torch.rand(number, generator=source, dtype=torch.float64) - 1], 1)
 
 
-def flow_of(result: Result) -> priors.PointFlow:
+def flow_of(result: Stored) -> priors.PointFlow:
     """The flow that a stored run trained and used, frozen, in float64."""
     return Settings(**result.provenance.settings).flow(result.arrays["flow"])
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from companion.bayes import Settings as Training
-from companion.bayes import Synthetic, jeffreys, train_msign
+from companion.bayes import Synthetic, Training, jeffreys, train_msign
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.priors import HaarConditioning
 from companion.priors.bijections import Bijection, Mapped, Squeeze

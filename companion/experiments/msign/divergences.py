@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from companion._support import generator
-from companion.bayes import Elliptic, FieldProblem, jeffreys, laplace, train_msign, weighted
-from companion.bayes import Settings as Training
+from companion.bayes import Elliptic, FieldProblem, Training, jeffreys, laplace, train_msign, weighted
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.priors.msign import MsIGN
 

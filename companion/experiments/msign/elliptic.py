@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from companion import _support, sample
-from companion.bayes import Elliptic, amortised_svgd, barrier, jeffreys, laplace, train_msign
-from companion.bayes import Settings as Training
+from companion.bayes import Elliptic, Training, amortised_svgd, barrier, jeffreys, laplace, train_msign
 from companion.experiments import Context, Named, Part, experiment, gather, named, shared
 from companion.experiments.arrays import collect
 from companion.experiments.msign.rivals import sampled

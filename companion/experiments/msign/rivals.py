@@ -9,8 +9,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from companion import sample
-from companion.bayes import FieldProblem, Synthetic, amortised_svgd, jeffreys
-from companion.bayes import Settings as Training
+from companion.bayes import FieldProblem, Synthetic, Training, amortised_svgd, jeffreys
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.experiments.arrays import Named
 from companion.experiments.msign.synthetic import CONVENTIONS

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion.bayes import Settings as Training
-from companion.bayes import Stage, Synthetic, jeffreys, laplace, train_msign
+from companion.bayes import Stage, Synthetic, Training, jeffreys, laplace, train_msign
 from companion.experiments import Context, Part, experiment, gather, named, shared
 from companion.priors.msign import Mirrored, MsIGN
 
