@@ -96,6 +96,20 @@ def pages_fetch_nothing(root: Path) -> list[str]:
     return [f"{page.name}: fetches from another host: {match[0]}" for page, match in found]
 
 
+def tables_are_named(root: Path) -> list[str]:
+    """Every table of Markdown has a caption, and so a number, and a name of its own, by which text can refer to it."""
+    faults, seen = [], set[str]()
+    for page in pages(root):
+        text = prose(page)
+        named = re.findall(r"^(`{3,})\{table\} \S.*\n:name: (\S+)\n(?:.*\n)*?\1$", text, re.MULTILINE)
+        rules = len(re.findall(r"^\|?(?: *:?-{3,}:? *\|)+ *(?::?-{3,}:? *)?$", text, re.MULTILINE))
+        if rules != len(named):
+            faults.append(f"{page.name}: {rules} tables, of which {len(named)} have a caption and a name")
+        faults += [f"{page.name}: a second table named {name}" for _, name in named if name in seen]
+        seen |= {name for _, name in named}
+    return faults
+
+
 CHECKS: list[Callable[[Path], list[str]]] = [
     every_page_in_toc,
     every_source_cited,
@@ -103,4 +117,5 @@ CHECKS: list[Callable[[Path], list[str]]] = [
     pages_have_alt_text,
     pages_have_no_local_paths,
     pages_fetch_nothing,
+    tables_are_named,
 ]

@@ -177,6 +177,7 @@ SPOILT_SOURCES = {
     "pages_have_alt_text": ("book/intro.md", "# A\n{cite}`cited` ![](a.png)"),
     "pages_have_no_local_paths": ("book/intro.md", "# A\n{cite}`cited` /home/somebody/book"),
     "pages_fetch_nothing": ("book/intro.md", "# A\n{cite}`cited` ![A face](https://other.invalid/a.png)"),
+    "tables_are_named": ("book/intro.md", "# A\n{cite}`cited`\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"),
 }
 
 
