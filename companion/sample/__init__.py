@@ -1,6 +1,6 @@
 """Posterior samplers: Markov kernels and the loop that runs them, particles, starts, and what is done with draws."""
 
-from companion.sample.chains import Chains, Diagnostics, tweedie
+from companion.sample.chains import Chains, Diagnostics, autocorrelation_time, mixing_time, tweedie
 from companion.sample.design import (
     Design,
     GaussianPosterior,
@@ -33,6 +33,7 @@ __all__ = [
     "adapted",
     "adaptive_sensing",
     "annealed_langevin",
+    "autocorrelation_time",
     "bayesian_optimisation",
     "calibrated",
     "first_guess",
@@ -44,6 +45,7 @@ __all__ = [
     "initialise",
     "langevin",
     "mala",
+    "mixing_time",
     "pcn",
     "projected_svgd",
     "run",

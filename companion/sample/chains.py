@@ -134,6 +134,37 @@ class Chains:
         return x if std is None else tweedie(prior, x, std)
 
 
+def mixing_time(energies: Tensor, mean: Tensor, spread: Tensor, window: int = 20) -> Tensor:
+    """Steps until the mean of `window` energies is within `spread` of equilibrium's `mean`: the last of them, [image].
+
+    Energies are those of one chain, [draw, image]; mean and standard deviation of the posterior's, [image], come from
+    chains that have converged. As many as there are where it never is. This is when a chain arrives at the energies of
+    equilibrium; it may do so in a mode of little weight, and long before it has seen all that lies there.
+    """
+    window = _support.count("window", window)
+    if len(energies) < window:
+        raise ValueError(f"energies: got {len(energies)} draws; allowed: at least {window}, the window")
+    means = energies.unfold(0, window, 1).mean(2)
+    there = (means - mean).abs() <= spread
+    first = there.int().argmax(0) + window
+    return torch.where(there.any(0), first, len(energies))
+
+
+def autocorrelation_time(series: np.ndarray) -> np.ndarray:
+    """Integrated autocorrelation time 1 + 2 Σ ρ_k in draws, [image, quantity], of chains [draw, image, quantity].
+
+    Draws over effective draws (ArviZ, which compares the chain's halves, too); a chain shorter than some tens of it
+    gives too little, and one that never moved its length. Times a draw's evaluations it is the price of a draw that is
+    worth an independent one. ValueError for fewer than 4 draws.
+    """
+    if np.ndim(series) != 3 or len(series) < 4:
+        raise ValueError(f"series: got shape {np.shape(series)}; allowed: [draw, image, quantity] of at least 4 draws")
+    from arviz_stats.base import array_stats  # costs half a second
+
+    effective = array_stats.ess(series.transpose(1, 2, 0)[:, :, None], method="mean")
+    return len(series) / np.where(np.ptp(series, 0) > 0, effective, 1.0)
+
+
 @torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def tweedie(flow: Generator, x: Tensor, std: float) -> Tensor:
     """E[clean | x] = x + std² ∇ log p(x), [batch, *shape] (Robbins 1956; Efron 2011, eq. 1.5).

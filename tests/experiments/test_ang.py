@@ -263,28 +263,6 @@ def test_tilted_images_have_the_log_ratio_that_they_are_said_to_have():
     assert d.mean() > before.mean() + 0.5
 
 
-def test_autocorrelation_times_are_those_of_autoregressions():
-    source, chain = np.random.default_rng(0), []
-    rho = np.array([0.0, 0.5, 0.9])
-    x = source.normal(size=(4, 3))
-    for _ in range(40_000):
-        x = rho * x + np.sqrt(1 - rho**2) * source.normal(size=(4, 3))
-        chain.append(x)
-    found = estimators.autocorrelation_time(np.stack(chain))
-    np.testing.assert_allclose(found.mean(0), (1 + rho) / (1 - rho), rtol=0.1)
-    assert estimators.autocorrelation_time(np.ones((50, 1, 1))) == 50  # it never moved
-
-
-@pytest.mark.parametrize("rate", [0.01, 0.05])
-def test_a_descent_has_arrived_when_its_formula_says(rate):
-    steps, window = torch.arange(2000.0), 20
-    energies = torch.stack([5 + 100 * (-rate * steps).exp(), torch.full((2000,), 50.0)], 1)
-    found = estimators.mixing_time(energies, torch.tensor([5.0, 5.0]), torch.tensor([1.0, 1.0]), window)
-    # the mean over a window that begins at t is 5 + 100 exp(−rate t) · mean of exp(−rate k)
-    begins = np.log(100 * np.exp(-rate * np.arange(window)).mean()) / rate
-    assert found.tolist() == [int(np.ceil(begins)) + window, 2000]
-
-
 @pytest.mark.parametrize("metrical", [False, True])
 def test_a_step_without_noise_draws_a_normal_posterior_together(metrical):
     """With precision P, a latent z becomes μ + (I − h²/2 P)(z − μ); with the metric C = P⁻¹, μ + (1 − h²/2)(z − μ)."""

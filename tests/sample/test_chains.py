@@ -266,6 +266,37 @@ def test_effective_sample_size_of_an_autoregression():
     assert abs(ess / (16000 * (1 - rho) / (1 + rho)) - 1) < 0.15
 
 
+def test_autocorrelation_times_are_those_of_autoregressions():
+    source, chain = np.random.default_rng(0), []
+    rho = np.array([0.0, 0.5, 0.9])
+    x = source.normal(size=(4, 3))
+    for _ in range(40_000):
+        x = rho * x + np.sqrt(1 - rho**2) * source.normal(size=(4, 3))
+        chain.append(x)
+    found = sample.autocorrelation_time(np.stack(chain))
+    np.testing.assert_allclose(found.mean(0), (1 + rho) / (1 - rho), rtol=0.1)
+    assert sample.autocorrelation_time(np.ones((50, 1, 1))) == 50  # it never moved
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05])
+def test_a_descent_has_arrived_when_its_formula_says(rate):
+    steps, window = torch.arange(2000.0), 20
+    energies = torch.stack([5 + 100 * (-rate * steps).exp(), torch.full((2000,), 50.0)], 1)
+    found = sample.mixing_time(energies, torch.tensor([5.0, 5.0]), torch.tensor([1.0, 1.0]), window)
+    # the mean over a window that begins at t is 5 + 100 exp(−rate t) · mean of exp(−rate k)
+    begins = np.log(100 * np.exp(-rate * np.arange(window)).mean()) / rate
+    assert found.tolist() == [int(np.ceil(begins)) + window, 2000]
+
+
+def test_times_of_too_few_draws_are_refused():
+    with pytest.raises(
+        ValueError, match=r"series: got shape \(3, 1, 1\); allowed: \[draw, image, quantity\] of at least 4"
+    ):
+        sample.autocorrelation_time(np.ones((3, 1, 1)))
+    with pytest.raises(ValueError, match="energies: got 9 draws; allowed: at least 20, the window"):
+        sample.mixing_time(torch.zeros(9, 1), torch.zeros(1), torch.ones(1))
+
+
 def test_estimates_are_means_of_images():
     case = LinearGaussian.of()
     chains = chains_of(normal(7, 2, 3, 3))

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,8 +111,10 @@ def _run(
         ),
         "above": named([shared.numpy(energies[w].mean(0) - mean) for w in windows], burn_in=settings.burn_in, **per),
         "above, start": named(shared.numpy(target(z0[:, 0]).detach() - mean), **per),
-        "mixing": named(cost + shared.numpy(mixing_time(energies, mean, spread)), **per),
-        "autocorrelation": named(autocorrelation_time(latest.double().cpu().numpy()), **per, quantity=latest.shape[2]),
+        "mixing": named(cost + shared.numpy(sample.mixing_time(energies, mean, spread)), **per),
+        "autocorrelation": named(
+            sample.autocorrelation_time(latest.double().cpu().numpy()), **per, quantity=latest.shape[2]
+        ),
         "error": named([[[evaluate.mse(at, truth) for at in each] for each in length] for length in made], **of),
     }
 
@@ -133,30 +134,6 @@ def estimates(target: Energy, z: Tensor, x: Tensor, step: Tensor, metric: sample
             return target.prior.decode(z - factor * step.square()[:, None] / 2 * gradient)
 
     return [[after(latent, s) for s in STEPS] for latent in (z[-1], z.mean(0))] + [[x.mean(0)] * len(STEPS)]
-
-
-def mixing_time(energies: Tensor, mean: Tensor, spread: Tensor, window: int = 20) -> Tensor:
-    """Steps until the mean of so many energies, [draw, image], is within the spread of the mean, [image]: the last's.
-
-    As many as there are where it never is. This is when a chain arrives at the energies of equilibrium; it may do so in
-    a mode of little weight, and long before it has seen all that lies there.
-    """
-    means = energies.unfold(0, window, 1).mean(2)
-    there = (means - mean).abs() <= spread
-    first = there.int().argmax(0) + window
-    return torch.where(there.any(0), first, len(energies))
-
-
-def autocorrelation_time(series: np.ndarray) -> np.ndarray:
-    """Integrated autocorrelation time 1 + 2 Σ ρ_k in draws, [image, quantity], of chains [draw, image, quantity].
-
-    Draws over effective draws (ArviZ, which compares the chain's halves, too); a chain shorter than some tens of it
-    gives too little, and one that never moved its length.
-    """
-    from arviz_stats.base import array_stats  # costs half a second
-
-    effective = array_stats.ess(series.transpose(1, 2, 0)[:, :, None], method="mean")
-    return len(series) / np.where(np.ptp(series, 0) > 0, effective, 1.0)
 
 
 def _flow(settings: Settings, part: Part, name: str) -> tuple[dict, dict]:
