@@ -1,6 +1,7 @@
 """Sequential Monte Carlo: particles from the prior to the posterior, by as many temperatures as they need."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from companion import _support
 from companion.energy import Energy, Misfit, Objective, Point
+from companion.priors.checkpoint import read_tensors, write_tensors
 from companion.priors.linear import wide
 from companion.sample.kernels import Hamiltonian, Random
 from companion.sample.metric import Metric, of_prior
@@ -72,7 +74,14 @@ def _apart(energy: Energy, point: Point) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode(False)
 def smc(
-    energy: Energy, *, particles: int = 128, moves: int = 3, leapfrogs: int = 4, ess: float = 0.5, seed: int = 0
+    energy: Energy,
+    *,
+    particles: int = 128,
+    moves: int = 3,
+    leapfrogs: int = 4,
+    ess: float = 0.5,
+    seed: int = 0,
+    checkpoint: Path | str | None = None,
 ) -> Particles:
     """Sequential Monte Carlo samplers with adaptive tempering (Del Moral et al. 2006; Jasra et al. 2011).
 
@@ -92,8 +101,12 @@ def smc(
         Number for each image; Hamiltonian steps at each temperature, and the leapfrogs of each.
     seed
         An image's random numbers do not depend on the number of images.
+    checkpoint
+        File from which a killed run goes on, to the very particles that it would have made; written at each
+        temperature.
 
-    Raises ValueError for another penalty, and where no particle of an image has a finite misfit.
+    Raises ValueError for another penalty, where no particle of an image has a finite misfit, and for the checkpoint of
+    another run.
     """
     particles, moves = _support.count("particles", particles, least=2), _support.count("moves", moves)
     kernel = Hamiltonian(_support.count("leapfrogs", leapfrogs))
@@ -107,6 +120,12 @@ def smc(
     evaluations = torch.full((images,), particles, device="cpu")
     failed = torch.zeros_like(evaluations)
     temperatures: list[list[float]] = [[0.0] for _ in range(images)]
+    names = ("z", "misfit", "beta", "step", "log_evidence", "accept_rate", "evaluations", "failed")
+    progress = dict(zip(names, (z, misfit, beta, step, log_evidence, accept_rate, evaluations, failed), strict=True))
+    mine = _support.sha256(f"{particles} {moves} {leapfrogs} {ess} {seed}", z, misfit)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        temperatures = _restore(path, mine, progress, sources)
     while len(going := (beta < 1).nonzero()[:, 0]):
         rise = torch.stack([_rise(misfit[k], float(1 - beta[k]), ess * particles) for k in going])
         weights = -rise[:, None] * misfit[going]
@@ -133,7 +152,22 @@ def smc(
         evaluations[going.cpu()] += particles * (2 + moves * kernel.leapfrogs)
         for k in going.tolist():
             temperatures[k].append(float(beta[k]))
+        if path is not None:
+            states = {"sources": torch.stack([source.get_state() for source in sources])}
+            write_tensors(path, progress | states, {"run": mine, "temperatures": temperatures})
     return Particles(z.transpose(0, 1), log_evidence, temperatures, accept_rate, failed, evaluations)
+
+
+def _restore(path: Path, mine: str, progress: dict[str, Tensor], sources: list[torch.Generator]) -> list[list[float]]:
+    """Fill the tensors with those of a checkpoint, set the random numbers to where they were; the temperatures."""
+    tensors, about = read_tensors(path)
+    if about.get("run") != mine:
+        raise ValueError(f"checkpoint: got {path.name} of another run; allowed: this run's, or a new file")
+    for name, tensor in progress.items():
+        tensor.copy_(tensors[name])
+    for source, state in zip(sources, tensors["sources"], strict=True):
+        source.set_state(state.clone())  # of a view torch reads past the end
+    return about["temperatures"]
 
 
 def _like(energy: Energy) -> Tensor:

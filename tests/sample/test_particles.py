@@ -14,6 +14,10 @@ from companion.sample.kernels import Hamiltonian
 from companion.sample.stein import direction
 
 
+class _Killed(Exception):
+    pass
+
+
 def test_smc_finds_evidence_mean_and_covariance():
     case, particles = LinearGaussian.of(images=4), 1000
     found = sample.smc(case.energy, particles=particles, seed=1)
@@ -47,6 +51,31 @@ class Absolute(Operator):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "after", [2, 7]
+)  # moves, of three at each temperature: before the first one is written, and later
+def test_a_killed_smc_goes_on_to_the_same_particles(tmp_path, monkeypatch, after):
+    energy, options = LinearGaussian.of(images=2).energy, {"particles": 30, "seed": 4}
+    whole, step, moves = sample.smc(energy, **options), Hamiltonian.__call__, []
+
+    def mortal(*arguments):
+        moves.append(None)
+        if len(moves) == after:
+            raise _Killed
+        return step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(Hamiltonian, "__call__", mortal)
+        sample.smc(energy, checkpoint=tmp_path / "particles", **options)
+    assert (tmp_path / "particles").exists() == (after > 3) and max(map(len, whole.temperatures)) > 3
+    resumed = sample.smc(energy, checkpoint=tmp_path / "particles", **options)
+    for name, value in vars(whole).items():
+        again = getattr(resumed, name)
+        assert torch.equal(value, again) if isinstance(value, torch.Tensor) else value == again, name
+    with pytest.raises(ValueError, match="checkpoint: got particles of another run"):
+        sample.smc(energy, checkpoint=tmp_path / "particles", **options | {"seed": 5})
+
+
 def test_smc_keeps_both_modes_and_a_chain_does_not():
     """y = |z| + δ in one dimension; the evidence by quadrature."""
     std, y = 0.1, torch.tensor([[1.2]], dtype=torch.float64)
