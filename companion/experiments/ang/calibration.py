@@ -28,7 +28,7 @@ METHODS = (
 )
 _GAN = ("mala", "mala, metric", "hmc, metric", "smc", "laplace")
 _OTHERS = ("langevin", "annealed", "hmc, learned", "pcn", "svgd, metric", "psvgd")
-_GAN_OTHERS = ("langevin, metric", "annealed, metric", "hmc", "hmc, learned", "pcn, metric", "svgd, metric")
+_GAN_OTHERS = ("langevin, metric", "annealed, metric", "hmc", "hmc, learned", "pcn, metric")
 LEVELS = 5  # of the annealing, which has a third of the budget for those above the last
 INTERVALS = ("posterior", "predictive", "conformal")
 LIKELIHOODS = ("noise alone", "noise and residual")
