@@ -121,12 +121,13 @@ class _System:
 
     def solve(self, rows: Tensor, columns: Tensor, load: Tensor) -> Tensor:
         """u with A u = load, [batch, m − 1, m − 1]; NaN where A or the load is not finite, or the solver failed."""
-        if self.solver is None:
-            self.sound = _sound(rows) & _sound(columns)
-            weights = [w.where(self.sound[:, None, None], 1.0) for w in (rows, columns)]
-            self.solver = SOLVERS[self.pde.method](*weights)
         tolerance = self.pde.tolerance or (1e-10 if load.dtype == torch.float64 else 1e-5)
-        u, residual = self.solver.solve(load, tolerance)
+        with _support.own_precision(load):  # adjoint solves, too, where `backward` is called inside autocast
+            if self.solver is None:
+                self.sound = _sound(rows) & _sound(columns)
+                weights = [w.where(self.sound[:, None, None], 1.0) for w in (rows, columns)]
+                self.solver = SOLVERS[self.pde.method](*weights)
+            u, residual = self.solver.solve(load, tolerance)
         self.pde.solves += len(load)
         self.pde.residual = residual.where(self.sound, torch.nan)
         return u.where((self.pde.residual < 1000 * tolerance)[:, None, None], torch.nan)

@@ -240,6 +240,16 @@ def test_an_image_without_a_gradient_leaves_the_others_theirs(method: str) -> No
     torch.testing.assert_close(together, torch.zeros_like(x).index_copy(0, torch.tensor([1]), alone[None]))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_rounds_neither_solve_nor_adjoint_solve(method: str) -> None:
+    pde = measure.EllipticPDE(8, method=method)
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (right,) = torch.autograd.grad(pde.solve(x).sum(), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (inside,) = torch.autograd.grad(pde.solve(x).sum(), x)
+    torch.testing.assert_close(inside, right)
+
+
 def test_a_smooth_scaling_saves_a_quarter_of_the_iterations_where_x_is_rough(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(4, 32**2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     calls: list[Any] = []
