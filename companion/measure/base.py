@@ -97,9 +97,10 @@ class LinearOperator(Operator):
 
 
 def check_adjoint(operator: LinearOperator, seed: int = 0, tolerance: float = 1e-10) -> float:
-    """Largest |⟨A x, y⟩ − ⟨x, A* y⟩| / max(‖A x‖ ‖y‖, ‖x‖ ‖A* y‖) of random images in float64.
+    """Largest |⟨A x, y⟩ − ⟨x, A* y⟩| of random images in float64, over the larger norm of their terms, ‖x ∘ A* y‖.
 
-    Of complex ones if A* y is complex. ValueError where it is above `tolerance`, or a shape is wrong.
+    Or ‖y ∘ A x‖; 0 where both are. Images are complex if A* y is. ValueError where it is above `tolerance`, or a shape
+    is wrong.
     """
     like = torch.zeros((), dtype=torch.float64, device="cpu")
     x = _support.normal((operator.batch or 3, *operator.shape), seed, like, "x")
@@ -109,11 +110,12 @@ def check_adjoint(operator: LinearOperator, seed: int = 0, tolerance: float = 1e
     measured = operator.forward(x)
     left, right = (torch.linalg.vecdot(a.flatten(1), b.flatten(1)) for a, b in ((y, measured), (back, x)))
     difference = (left - right).abs() if x.is_complex() else (left.real - right.real).abs()
-    # either product alone may be small by chance, as A x is where it is one number
-    one, other = (a.flatten(1).norm(dim=1) * b.flatten(1).norm(dim=1) for a, b in ((y, measured), (back, x)))
-    error = float((difference / torch.maximum(one, other)).max())
+    # the sums themselves may be small by chance, as A x is where it is one number; their terms are not
+    terms = torch.maximum(*((a * b).flatten(1).norm(dim=1) for a, b in ((y, measured), (back, x))))
+    errors = difference / terms.clamp_min(torch.finfo(terms.dtype).tiny)
+    error, worst = float(errors.max()), int(errors.argmax())
     if not error <= tolerance:
-        given = f"<A x, y> = {left[0]:.6g} but <x, A* y> = {right[0]:.6g}, a relative error of {error:.2g}"
+        given = f"<A x, y> = {left[worst]:.6g} but <x, A* y> = {right[worst]:.6g}, a relative error of {error:.2g}"
         raise ValueError(f"operator: got {type(operator).__name__} with {given}; allowed: at most {tolerance:.2g}")
     return error
 

@@ -142,8 +142,10 @@ def mixing_time(energies: Tensor, mean: Tensor, spread: Tensor, window: int = 20
     equilibrium; it may do so in a mode of little weight, and long before it has seen all that lies there.
     """
     window = _support.count("window", window)
-    if len(energies) < window:
-        raise ValueError(f"energies: got {len(energies)} draws; allowed: at least {window}, the window")
+    if energies.dim() != 2 or len(energies) < window or not energies.shape[1:] == mean.shape == spread.shape:
+        given = ", ".join(str(tuple(one.shape)) for one in (energies, mean, spread))
+        allowed = f"[draw, image] of at least {window} draws, [image], [image]"
+        raise ValueError(f"energies, mean, spread: got {given}; allowed: {allowed}")
     means = energies.unfold(0, window, 1).mean(2)
     there = (means - mean).abs() <= spread
     first = there.int().argmax(0) + window
@@ -154,15 +156,22 @@ def autocorrelation_time(series: np.ndarray) -> np.ndarray:
     """Integrated autocorrelation time 1 + 2 Σ ρ_k in draws, [image, quantity], of chains [draw, image, quantity].
 
     Draws over effective draws (ArviZ, which compares the chain's halves, too); a chain shorter than some tens of it
-    gives too little, and one that never moved its length. Times a draw's evaluations it is the price of a draw that is
-    worth an independent one. ValueError for fewer than 4 draws.
+    gives too little, as does one that moved once or twice; one that never moved gives its length, and one that is not
+    finite NaN. Times a draw's evaluations it is the price of a draw that is worth an independent one.
+
+    ValueError for fewer than 4 draws.
     """
-    if np.ndim(series) != 3 or len(series) < 4:
-        raise ValueError(f"series: got shape {np.shape(series)}; allowed: [draw, image, quantity] of at least 4 draws")
+    values = np.asarray(series, dtype=float)
+    if values.ndim != 3 or len(values) < 4:
+        raise ValueError(f"series: got shape {values.shape}; allowed: [draw, image, quantity] of at least 4 draws")
     from arviz_stats.base import array_stats  # costs half a second
 
-    effective = array_stats.ess(series.transpose(1, 2, 0)[:, :, None], method="mean")
-    return len(series) / np.where(np.ptp(series, 0) > 0, effective, 1.0)
+    with np.errstate(invalid="ignore"):
+        width = np.ptp(values, 0)
+        width[~np.isfinite(width)] = np.nan
+        values = (values - values[0]) / np.where(width > 0, width, 1.0)  # ArviZ takes tiny differences for none
+        effective = array_stats.ess(np.nan_to_num(values).transpose(1, 2, 0)[:, :, None], method="mean")
+    return len(values) / np.where(width > 0, effective, np.where(np.isnan(width), np.nan, 1.0))
 
 
 @torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in

@@ -126,6 +126,9 @@ def smc(
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         temperatures = _restore(path, mine, progress, sources)
+        # other measurements may have the same misfits at the start
+        if not torch.allclose(_misfits(energy, z), misfit, rtol=1e-3, atol=1e-3):
+            raise ValueError(f"checkpoint: got {path.name} of another energy; allowed: this run's, or a new file")
     while len(going := (beta < 1).nonzero()[:, 0]):
         rise = torch.stack([_rise(misfit[k], float(1 - beta[k]), ess * particles) for k in going])
         weights = -rise[:, None] * misfit[going]

@@ -264,6 +264,24 @@ def test_a_smooth_scaling_saves_a_quarter_of_the_iterations_where_x_is_rough(mon
     assert counted[1] < 0.75 * counted[0], counted
 
 
+def test_jumps_between_large_areas_are_solved_too() -> None:
+    x = torch.zeros(2, 32, 32, dtype=torch.float64)
+    x[0, 8:20, 10:26] = math.log(1e4)  # where a smoothed scaling alone takes ten times the diagonal's iterations
+    pde, exact = (measure.EllipticPDE(32, method=method) for method in ("pcg", "direct"))
+    torch.testing.assert_close(pde.solve(x.flatten(1)), exact.solve(x.flatten(1)), rtol=0, atol=1e-9)
+    assert pde.residual.max() < 1e-10
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_small_and_large_loads_scale_the_solution(method: str) -> None:
+    pde = measure.EllipticPDE(8, method=method)
+    x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    u = pde.solve(x)
+    for size in (1e-22, 1e-18, 1e19):
+        torch.testing.assert_close(pde.solve(x, pde.force * size) / size, u, rtol=1e-4, atol=0)
+        assert pde.residual.max() < 1e-3
+
+
 def test_mirrored_fields_measure_the_same_and_coarse_fields_are_repeated() -> None:
     pde, x = EllipticPDE(8), fields(3, 8)
     torch.testing.assert_close(pde(x.view(-1, 8, 8).flip(2).flatten(1)), pde(x), rtol=1e-10, atol=0)

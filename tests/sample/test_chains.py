@@ -275,7 +275,10 @@ def test_autocorrelation_times_are_those_of_autoregressions():
         chain.append(x)
     found = sample.autocorrelation_time(np.stack(chain))
     np.testing.assert_allclose(found.mean(0), (1 + rho) / (1 - rho), rtol=0.1)
-    assert sample.autocorrelation_time(np.ones((50, 1, 1))) == 50  # it never moved
+    few = np.stack(chain[:4000])
+    np.testing.assert_allclose(sample.autocorrelation_time(1e-17 * few), sample.autocorrelation_time(few))
+    assert sample.autocorrelation_time(torch.ones(50, 1, 1)) == 50  # it never moved
+    assert np.isnan(sample.autocorrelation_time([[[0.0]], [[1.0]], [[np.inf]], [[2.0]]])).all()
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05])
@@ -293,8 +296,9 @@ def test_times_of_too_few_draws_are_refused():
         ValueError, match=r"series: got shape \(3, 1, 1\); allowed: \[draw, image, quantity\] of at least 4"
     ):
         sample.autocorrelation_time(np.ones((3, 1, 1)))
-    with pytest.raises(ValueError, match="energies: got 9 draws; allowed: at least 20, the window"):
-        sample.mixing_time(torch.zeros(9, 1), torch.zeros(1), torch.ones(1))
+    for energies, mean in ((torch.zeros(9, 1), torch.zeros(1)), (torch.zeros(50, 1, 4), torch.zeros(1))):
+        with pytest.raises(ValueError, match=r"energies, mean, spread: got .*; allowed: \[draw, image\] of at"):
+            sample.mixing_time(energies, mean, torch.ones(1))
 
 
 def test_estimates_are_means_of_images():

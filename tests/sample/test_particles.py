@@ -76,6 +76,21 @@ def test_a_killed_smc_goes_on_to_the_same_particles(tmp_path, monkeypatch, after
         sample.smc(energy, checkpoint=tmp_path / "particles", **options | {"seed": 5})
 
 
+def test_a_checkpoint_of_another_energy_with_the_same_start_is_refused(tmp_path):
+    class Clamped(Operator):
+        def apply(self, x):
+            return x.clamp(max=3.2)
+
+    def energy(operator):
+        misfit = NoiseMisfit(measure.Problem(operator, measure.GaussianNoise(0.5)), torch.tensor([[4.5]]))
+        return Energy(priors.Linear(torch.eye(1)), misfit, LatentNorm(0.5, squared=True))
+
+    path = tmp_path / "particles"
+    sample.smc(energy(measure.Identity((1,))), particles=40, seed=1, checkpoint=path)
+    with pytest.raises(ValueError, match="checkpoint: got particles of another energy"):
+        sample.smc(energy(Clamped((1,), (1,), "real")), particles=40, seed=1, checkpoint=path)
+
+
 def test_smc_keeps_both_modes_and_a_chain_does_not():
     """y = |z| + δ in one dimension; the evidence by quadrature."""
     std, y = 0.1, torch.tensor([[1.2]], dtype=torch.float64)
