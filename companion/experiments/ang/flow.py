@@ -182,7 +182,7 @@ def flow_calibration(settings: Easy, context: Context) -> tuple[dict, dict]:
     profiles={
         "quick": Rivals(**vars(_FEW) | {"warmup": 10, "thin": 1, "leapfrogs": 3, "particles": 20}),
         "laptop": Rivals(
-            **vars(_EASY) | {"problems": 40, "warmup": 100, "draws": 400, "thin": 1, "leapfrogs": 6, "particles": 99}
+            **vars(_EASY) | {"problems": 40, "warmup": 60, "draws": 150, "thin": 1, "leapfrogs": 6, "particles": 59}
         ),
     },
     tolerances=_TOLERANCES,
