@@ -1,5 +1,6 @@
 """Reading time: what counts, and what the tool writes."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -53,3 +54,19 @@ def test_the_tool_mends_the_box_and_nothing_else(tmp_path: Path, capsys: pytest.
     assert path.stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="reading time: got no line"):
         reading_time.rewrite(new_notebook(cells=[]))
+
+
+BOOK = Path(__file__).resolve().parents[2] / "book"
+WEEKS = re.findall(r"^\| (\d+) \| (.+?) \| (.+? min) \|", (BOOK / "teaching.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("week, chapters, told", WEEKS, ids=[week for week, *_ in WEEKS])
+def test_the_plan_for_lecturers_adds_up_the_chapters_times(week: str, chapters: str, told: str) -> None:
+    def total(text: str) -> int:
+        paths = re.findall(r"\((part[^)]+\.ipynb)\)", text)
+        return sum(reading_time.minutes(nbformat.read(BOOK / path, as_version=4)) for path in paths)
+
+    given, _, _ = chapters.partition("; for the curious")
+    assert told == (
+        f"{total(given)} min" if total(given) == total(chapters) else f"{total(given)} ({total(chapters)}) min"
+    )
