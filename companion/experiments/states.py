@@ -44,8 +44,9 @@ def differences(stored: Any, again: Any, tolerances: Mapping[str, float | None],
     """What two results differ in beyond tolerance, a line each; empty where they agree.
 
     Numbers agree if the root mean square of their differences is at most the tolerance times that of the stored ones:
-    over an array, or over a list in the metrics. `tolerances` names metrics and arrays, or patterns of their names;
-    None lets anything pass. All others have TOLERANCE; texts must be the same.
+    over an array, or over a list in the metrics. `tolerances` names metrics and arrays, or patterns of their names, or
+    of a nested number's path, as "reference.barrier"; the first that fits holds, and None lets anything pass. All
+    others have TOLERANCE; texts must be the same.
 
     Another model of processor adds in another order, which searches and chains enlarge: `elsewhere` multiplies every
     tolerance by ELSEWHERE and, where one is named, lets up to half of the numbers be finite in one result alone.
@@ -54,7 +55,7 @@ def differences(stored: Any, again: Any, tolerances: Mapping[str, float | None],
     pairs = [dict(_leaves({**result.metrics, **result.arrays})) for result in (stored, again)]
     for name in dict.fromkeys([*pairs[0], *pairs[1]]):
         whole = name.partition(".")[0]
-        own = [each for key, each in tolerances.items() if fnmatchcase(whole, key)]
+        own = [each for key, each in tolerances.items() if fnmatchcase(whole, key) or fnmatchcase(name, key)]
         allowed = own[0] if own else TOLERANCE
         if allowed is None:
             continue

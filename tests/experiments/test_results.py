@@ -259,6 +259,7 @@ class Numbers:
         (Numbers({"a": 1.0}), Numbers({"a": 1.02}), {}, ["a"]),
         (Numbers({"a": {"b": [1.0, 2.0]}}), Numbers({"a": {"b": [1.0, 2.2]}}), {}, ["a.b"]),
         (Numbers({"a": {"b": [1.0, 2.0]}}), Numbers({"a": {"b": [1.0, 2.2]}}), {"a": 0.2}, []),
+        (Numbers({"a": {"b": 1.0, "c": 1.0}}), Numbers({"a": {"b": 2.0, "c": 1.2}}), {"*.b": None, "a": 0.1}, ["a.c"]),
         (Numbers({"time ratio": 3.0}), Numbers({"time ratio": 9.0}), {"time*": None}, []),
         (Numbers({"a": "x"}), Numbers({"a": "y"}), {}, ["a"]),
         (Numbers({"a": None}), Numbers({"a": 1.0}), {}, ["a"]),

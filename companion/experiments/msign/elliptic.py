@@ -94,7 +94,8 @@ _LAPTOP = Settings(
         "laptop": _LAPTOP,
         "paper": replace(_LAPTOP, side=64, steps=32, width=64),
     },
-    tolerances={"*": 0.3},
+    # an effective size of quick's 15 draws is anything once rounding has led the chains apart
+    tolerances={"*.smallest ESS, folded": None, "*": 0.3},
 )
 def elliptic(settings: Settings, context: Context) -> tuple[dict, dict]:
     """Trains MsIGN on the elliptic problem, beside a Laplace mixture and samplers, and compares with long chains."""
