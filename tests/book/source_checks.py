@@ -97,11 +97,14 @@ def pages_fetch_nothing(root: Path) -> list[str]:
 
 
 def tables_are_named(root: Path) -> list[str]:
-    """Every table of Markdown has a caption, and so a number, and a name of its own, by which text can refer to it."""
+    """Every table of Markdown has a caption, and so a number, and a name of its own, by which text can refer to it.
+
+    A caption has no backticks, which end what a fence of them may say.
+    """
     faults, seen = [], set[str]()
     for page in pages(root):
         text = prose(page)
-        named = re.findall(r"^(`{3,})\{table\} \S.*\n:name: (\S+)\n(?:.*\n)*?\1$", text, re.MULTILINE)
+        named = re.findall(r"^(`{3,})\{table\} [^`\n]+\n:name: (\S+)\n(?:.*\n)*?\1$", text, re.MULTILINE)
         rules = len(re.findall(r"^\|?(?: *:?-{3,}:? *\|)+ *(?::?-{3,}:? *)?$", text, re.MULTILINE))
         if rules != len(named):
             faults.append(f"{page.name}: {rules} tables, of which {len(named)} have a caption and a name")
