@@ -51,9 +51,7 @@ class Absolute(Operator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "after", [2, 7]
-)  # moves, of three at each temperature: before the first one is written, and later
+@pytest.mark.parametrize("after", [2, 7])  # moves, of which each temperature has three and is then written
 def test_a_killed_smc_goes_on_to_the_same_particles(tmp_path, monkeypatch, after):
     energy, options = LinearGaussian.of(images=2).energy, {"particles": 30, "seed": 4}
     whole, step, moves = sample.smc(energy, **options), Hamiltonian.__call__, []
