@@ -184,7 +184,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"set: got {pair!r}; allowed: NAME=VALUE")
         try:
             found[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):  # the last for a list as the key of a dictionary
             found[name] = text
     return found
 
@@ -226,7 +226,7 @@ def _verify(options: argparse.Namespace) -> None:
         _print(f"{name}: {'; '.join(differences) or 'the same numbers'}")
         failed += [name] if differences else []
     if failed:
-        raise RuntimeError(f"other numbers than stored: {', '.join(failed)}")
+        raise RuntimeError(f"other numbers than stored, or none: {', '.join(failed)}")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -261,9 +261,11 @@ def _fetch(options: argparse.Namespace) -> None:
 
 def _assign(options: argparse.Namespace) -> None:
     from companion import grading
-    from companion._support import atomic
+    from companion._support import atomic, writable
 
-    for task in map(grading.load, options.names or grading.names()):
+    tasks = [grading.load(name) for name in options.names or grading.names()]
+    writable("out", options.out)
+    for task in tasks:
         made = {"autograder.zip": grading.archive(task)}
         for kind, notebook in (("student", task.student), ("solution", task.solution)):
             made[f"{kind}.ipynb"] = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()

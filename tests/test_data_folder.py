@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -36,6 +38,21 @@ def test_sixteen_bits_become_eight(name: str, tmp_path: Path) -> None:
     ramp = np.array([[0, 16705, 33410, 49858, 65535]], np.uint16)
     Image.fromarray(ramp).save(tmp_path / name)
     assert read(tmp_path / name)[0, :, 0].tolist() == [0, 65, 130, 194, 255]
+
+
+def test_hidden_folders_and_folders_named_like_pictures_are_no_pictures(tmp_path: Path) -> None:
+    for name in (".thumbnails/a.png", ".a.png", "album.jpg/b.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise(40, 40)).save(tmp_path / name)
+    seen = [file.relative_to(tmp_path).as_posix() for file in _decode.pictures_in(tmp_path)]
+    assert seen == ["album.jpg/b.png", "c.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_name_that_is_no_text_is_a_name(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.png", b"b.png", b"c.png"):
+        Image.fromarray(noise(40, 40)).save(tmp_path / os.fsdecode(name))
+    assert len(data.folder(tmp_path, "train").photo.unique()) == 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -56,6 +56,12 @@ def test_probit_is_the_probability_of_the_bits():
     torch.autograd.gradcheck(ProbitMisfit(BEFORE, bits[:3]), images().requires_grad_())
 
 
+def test_probit_wants_the_problem_before_the_sign():
+    signs = measure.Problem(measure.SignOf(LINEAR), NOISE)
+    with pytest.raises(ValueError, match="problem: got the operator SignOf; allowed: the linear one"):
+        ProbitMisfit(signs, BEFORE.observe(images()).sign())
+
+
 def test_the_linear_problem_is_the_regression_of_the_signs():
     m, x = 20_000, images(1)
     linear = measure.Gaussian(SHAPE, m, seed=2)

@@ -91,6 +91,8 @@ def test_pictures_are_labelled_with_their_psnr():
     noisy = truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     where = torch.zeros(8, 8, dtype=torch.bool)
     where[:4] = True
+    with pytest.raises(ValueError, match="estimates: got one named 'truth'"):
+        show.pictures(truth, {"truth": noisy})
     columns = {"glow": noisy, "stored": bytes_of, "y": noisy}
     fig = show.pictures(truth, columns, first=2, where=where, bare=["y"])
     assert [ax.get_title() for ax in fig.axes[:4]] == ["Truth", "Glow", "stored", "y"]
@@ -456,6 +458,9 @@ def test_table_shows_means_with_intervals(notebook):
     mean = [f"{a:.1f} ± {b:.1f}" for a, b in zip((22, 32), half, strict=True)]
     expected = [["m", "10", "20"], ["Glow", *mean], ["Noisy", "1.2", ""], ["by &lt;hand&gt;", "a", "b"]]
     assert rows == expected
+    with capture_output() as again:  # a tensor says the same as an array
+        show.table([10, 20], {"glow": torch.tensor(values)}, caption="PSNR (dB)")
+    assert all(cell in again.outputs[0].data["text/plain"] for cell in mean)
     assert html.startswith('<figure class="companion-table" id="psnr">') and 'scope="row">Glow' in html
     assert output.data["text/plain"].splitlines()[0] == "PSNR (dB)" and mean[0] in output.data["text/plain"]
     for arguments, says in (

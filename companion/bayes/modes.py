@@ -130,6 +130,9 @@ def aim(
     if layer is None:
         raise ValueError("model: got none of rank 1 or more; allowed: a model with an affine layer")
     rank = len(layer.shift)
+    if (-(-samples // 4) if moves else samples) <= rank:
+        quarter = ", a quarter of them to be moved" if moves else ""
+        raise ValueError(f"samples (pool): got {samples}{quarter}; allowed: more than the affine layer's rank, {rank}")
     eye = torch.eye(rank, field.latent_dim, device="cpu").to(field.like)
     layer.aim(field, eye, eye[:, :rank], 0 * layer.shift)
     draws = _support.generator(seed, "aim", model.scales)

@@ -20,6 +20,7 @@ Files are looked for in the folder that the environment variable COMPANION_DATA 
 downloaded with a checksum. Layout, sources and licences are in ``data/README.md``.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,8 @@ def load(name: str, split: str = "train", size: int | None = None) -> Images:
 def folder(path: str | Path, split: str = "train", size: int = 32) -> Images:
     """Crops of the JPEG, PNG, TIFF and WebP pictures in a folder and its subfolders, a data set like those of `load`.
 
-    Pictures are turned as their EXIF data say; 16 bits become 8; transparent ones lie on white; grey ones are given
+    Hidden files and folders are left out, and links to folders are not followed. Pictures are turned as their EXIF data
+    say; 16 bits become 8; transparent ones lie on white; grey ones are given
     three equal channels. Each is shrunk by averaging f x f pixels, f the largest whole number that leaves its shorter
     side at least five times `size`, and by 2f, and cut by sliding windows, [3, size, size], with strides of 3/4 and 1/2
     of `size` and a last window at the far edge; nearly constant windows are left out. In the order of the hashes of the
@@ -87,7 +89,7 @@ def folder(path: str | Path, split: str = "train", size: int = 32) -> Images:
     size, root = count("size", size), Path(path).expanduser()
     files = _decode.pictures_in(root)
     n = len(files)
-    hashed = sorted(range(n), key=lambda k: sha256(files[k].relative_to(root).as_posix()))
+    hashed = sorted(range(n), key=lambda k: sha256(os.fsencode(files[k].relative_to(root).as_posix())))
     first, last = max(n // 20, min(1, n - 1)), n - max(n // 20, min(1, n - 2))
     wanted = sorted({"train": hashed[first:last], "validation": hashed[:first], "test": hashed[last:]}[split])
     if not wanted:

@@ -23,18 +23,22 @@ CELEBA_PARTS = {"train": (1, 162770), "validation": (162771, 182637), "test": (1
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Files of pictures in a folder and its subfolders in the order of their paths; ValueError for no folder."""
+    """Files of pictures in a folder and its subfolders, hidden ones left out, in the order of their paths.
+
+    ValueError for no folder.
+    """
     if not folder.is_dir():
         raise ValueError(f"path: got {folder}, which is no folder; allowed: a folder of JPEG, PNG, TIFF or WebP files")
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and not file.name.startswith("."))
-    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+    seen = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    return sorted(seen, key=lambda file: file.relative_to(folder).as_posix())
 
 
 def picture(source: Path | io.BytesIO, name: object = None) -> Tensor:
     """One picture as uint8 [3, height, width], turned as its EXIF data say.
 
-    16 bits become 8 (v / 257, rounded); transparent pixels lie on white. ValueError naming the file (or `name`) for one
-    that is damaged or no picture of 8 or 16 bits.
+    16 bits become 8 (grey: v / 257, rounded; colours: the upper 8, as Pillow reads them); transparent pixels lie on
+    white. ValueError naming the file (or `name`) for one that is damaged or no picture of 8 or 16 bits.
     """
     from PIL import Image, ImageOps
 

@@ -58,7 +58,9 @@ class ProbitMisfit(_WithNoise):
     """
 
     def __init__(self, problem: Problem, y: Tensor) -> None:
-        super().__init__(checked_problem(problem).operator, y)
+        if isinstance(operator := checked_problem(problem).operator, SignOf):
+            raise ValueError("problem: got the operator SignOf; allowed: the linear one whose signs y has")
+        super().__init__(operator, y)
         if not (self.y.abs() == 1).all():
             raise ValueError(f"y: got values from {float(y.min()):.3g} to {float(y.max()):.3g}; allowed: -1 and 1")
         self.noise = _independent(problem)

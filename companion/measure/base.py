@@ -79,8 +79,11 @@ class LinearOperator(Operator):
     """A linear map A with its adjoint A*: ⟨A x, y⟩ = ⟨x, A* y⟩ for all x and y (see :func:`check_adjoint`).
 
     Measurements are real numbers: complex ones are given as real pairs, [..., 2], by ``torch.view_as_real``, as
-    :class:`companion.measure.Fourier` does. A* y is then the real part of what the complex adjoint gives.
+    :class:`companion.measure.Fourier` does, and say so by ``pairs = True``. A* y is then the real part of what the
+    complex adjoint gives.
     """
+
+    pairs = False  # whether the last axis of A x holds real and imaginary parts
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A* y, [batch, *shape]; ValueError for a wrong shape, an integer tensor, NaN or infinity."""

@@ -68,7 +68,7 @@ class Mask(LinearOperator):
     """
 
     def __init__(self, mask: Tensor, channels: int | None = None, domain: str = "image") -> None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() not in (2, 3, 4):
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() not in (2, 3, 4) or 0 in mask.shape:
             given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             allowed = "a boolean tensor (mask > 0.5) of shape [H, W], [C, H, W] or [batch, C, H, W]"
             raise ValueError(f"mask: got {given}; allowed: {allowed}")
@@ -147,8 +147,11 @@ class Fourier(LinearOperator):
 
     ``torch.view_as_complex(y)`` are the m complex measurements of a channel, of the orthonormal transform. The mask is
     boolean, [H, W], True where a frequency is measured, alike in all `channels`; frequency zero lies in its middle, at
-    [H // 2, W // 2]. A noise's standard deviation is that of the real and of the imaginary part each.
+    [H // 2, W // 2]. A noise's standard deviation is that of the real and of the imaginary part each. Numbers of 16
+    bits are transformed in 32.
     """
+
+    pairs = True
 
     def __init__(self, mask: Tensor, channels: int = 1, domain: str = "image") -> None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 2 or not mask.any():
@@ -159,14 +162,17 @@ class Fourier(LinearOperator):
         super().__init__((channels, *mask.shape), (channels, len(self._places), 2), domain)
 
     def apply(self, x: Tensor) -> Tensor:
-        spectrum = torch.fft.fftshift(torch.fft.fft2(x, norm="ortho"), (-2, -1)).flatten(2)
-        return torch.view_as_real(spectrum[:, :, self._places.to(x.device)])
+        wide = x.float() if x.element_size() == 2 else x
+        spectrum = torch.fft.fftshift(torch.fft.fft2(wide, norm="ortho"), (-2, -1)).flatten(2)
+        pairs = torch.view_as_real(spectrum[:, :, self._places.to(x.device)])
+        return pairs if wide is x else pairs.to(x.dtype)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
-        measured = torch.view_as_complex(y.contiguous())
+        wide = y.float() if y.element_size() == 2 else y
+        measured = torch.view_as_complex(wide.contiguous())
         empty = measured.new_zeros(*y.shape[:2], math.prod(self.shape[1:]))
         spectrum = empty.index_copy(2, self._places.to(y.device), measured).unflatten(2, self.shape[1:])
-        return torch.fft.ifft2(torch.fft.ifftshift(spectrum, (-2, -1)), norm="ortho").real.contiguous()
+        return torch.fft.ifft2(torch.fft.ifftshift(spectrum, (-2, -1)), norm="ortho").real.contiguous().to(y.dtype)
 
 
 class PerImage(LinearOperator):
@@ -175,13 +181,14 @@ class PerImage(LinearOperator):
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         self.operators, self.batch = tuple(operators), len(operators)
         kinds: set[tuple] = {
-            (a.shape, a.output_shape, a.domain) if isinstance(a, LinearOperator) and not a.batch else ()
+            (a.shape, a.output_shape, a.domain, a.pairs) if isinstance(a, LinearOperator) and not a.batch else ()
             for a in self.operators
         }
         if len(kinds) != 1 or () in kinds:
             given = ", ".join(f"{type(a).__name__}{getattr(a, 'output_shape', '')}" for a in self.operators) or "none"
             raise ValueError(f"operators: got {given}; allowed: LinearOperators of the same shapes and domain")
-        super().__init__(*kinds.pop())
+        *sizes, self.pairs = kinds.pop()
+        super().__init__(*sizes)
 
     def apply(self, x: Tensor) -> Tensor:
         return torch.cat([a.forward(one) for a, one in zip(self.operators, x.split(1), strict=True)])

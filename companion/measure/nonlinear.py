@@ -44,6 +44,7 @@ class LinearComposition(Composition, LinearOperator):
             if not isinstance(operator, LinearOperator):
                 raise ValueError(f"{name}: got {type(operator).__name__}; allowed: a LinearOperator")
         super().__init__(outer, inner)
+        self.pairs = outer.pairs
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         return self.inner.transpose(self.outer.transpose(y))  # type: ignore[attr-defined]
@@ -86,10 +87,20 @@ class SignOf(_OfLinear):
 
 
 class PhaseRetrieval(_OfLinear):
-    """|A x|², real or complex A x without its phase (Candès et al. 2015, eq. 1.1); x and −x measure the same."""
+    """|A x|², real or complex A x without its phase (Candès et al. 2015, eq. 1.1); x and −x measure the same.
+
+    Of real pairs, as :class:`companion.measure.Fourier` measures, each is one complex number.
+    """
+
+    def __init__(self, linear: LinearOperator) -> None:
+        super().__init__(linear)
+        if linear.pairs:
+            self.output_shape = linear.output_shape[:-1]
 
     def of(self, value: Tensor) -> Tensor:
-        return torch.view_as_real(value).square().sum(-1) if value.is_complex() else value.square()
+        if value.is_complex():
+            return torch.view_as_real(value).square().sum(-1)
+        return value.square().sum(-1) if self.linear.pairs else value.square()
 
 
 class SaturatingCamera(Operator):

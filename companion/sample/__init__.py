@@ -1,6 +1,6 @@
 """Posterior samplers: Markov kernels and the loop that runs them, particles, starts, and what is done with draws."""
 
-from companion.sample.chains import Chains, Diagnostics, autocorrelation_time, mixing_time, tweedie
+from companion.sample.chains import Chains, Diagnostics, autocorrelation_time, mixing_time
 from companion.sample.design import (
     Design,
     GaussianPosterior,
@@ -14,6 +14,7 @@ from companion.sample.design import (
 from companion.sample.loop import run
 from companion.sample.metric import Metric, gauss_newton
 from companion.sample.samplers import adapted, annealed_langevin, hmc, langevin, mala, pcn
+from companion.sample.score import orbit, tweedie
 from companion.sample.sequential import Particles, smc
 from companion.sample.start import first_guess, improve, initialise
 from companion.sample.stein import projected_svgd, svgd
@@ -46,6 +47,7 @@ __all__ = [
     "langevin",
     "mala",
     "mixing_time",
+    "orbit",
     "pcn",
     "projected_svgd",
     "run",

@@ -10,6 +10,7 @@ from torch import Tensor
 from companion import _support
 from companion.energy import Generator
 from companion.priors.linear import wide
+from companion.sample.score import tweedie
 
 RHAT, ESS = 1.05, 100.0  # beyond the one, or below the other, an image's chains have not converged
 
@@ -92,18 +93,19 @@ class Chains:
     def diagnostics(self, of: Callable[[Tensor], Tensor] | None = None) -> Diagnostics:
         """Diagnostics of the variable's coordinates and the energy; or of(variable), [rows, quantities], for them.
 
-        ValueError for fewer than 4 draws.
+        One chain alone is taken for two, its halves, by R-hat. ValueError for fewer than 4 draws, or 8 of one chain.
         """
         from arviz_stats.base import array_stats  # costs half a second
 
-        if len(self.samples) < 4:
-            raise ValueError(f"draws: got {len(self.samples)}; allowed: at least 4 for diagnostics")
         draws, images, chains = self.energies.shape
+        if draws < (least := 4 if chains > 1 else 8):
+            raise ValueError(f"draws: got {draws}; allowed: at least {least} for diagnostics")
         values = self.samples.flatten(0, 2) if of is None else of(self.samples.flatten(0, 2))
         values = torch.cat([wide(values.flatten(1)), wide(self.energies.reshape(-1, 1))], 1)
         series = values.view(draws, images, chains, -1).permute(1, 3, 2, 0).cpu().numpy()
         with np.errstate(invalid="ignore", divide="ignore"):  # a chain that never moved has no variance
-            rhat = np.nan_to_num(array_stats.rhat(series), nan=np.inf)
+            halves = series[..., : draws // 2 * 2].reshape(*series.shape[:2], 2, -1) if chains == 1 else series
+            rhat = np.nan_to_num(array_stats.rhat(halves), nan=np.inf)
             bulk = np.nan_to_num(array_stats.ess(series, method="bulk"), nan=1.0)
             tail = np.nan_to_num(array_stats.ess(series, method="tail", prob=(0.05, 0.95)), nan=1.0)
         mean = self.energies.mean(0)
@@ -172,19 +174,3 @@ def autocorrelation_time(series: np.ndarray) -> np.ndarray:
         values = (values - values[0]) / np.where(width > 0, width, 1.0)  # ArviZ takes tiny differences for none
         effective = array_stats.ess(np.nan_to_num(values).transpose(1, 2, 0)[:, :, None], method="mean")
     return len(values) / np.where(width > 0, effective, np.where(np.isnan(width), np.nan, 1.0))
-
-
-@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
-def tweedie(flow: Generator, x: Tensor, std: float) -> Tensor:
-    """E[clean | x] = x + std² ∇ log p(x), [batch, *shape] (Robbins 1956; Efron 2011, eq. 1.5).
-
-    p must be the density of clean images plus N(0, std²) noise, as a flow trained on noisy images has it; `std` is that
-    noise, not a step size.
-    """
-    std = _support.positive("std", std)
-    if not hasattr(flow, "log_prob"):
-        given = f"{type(flow).__name__}, which has no density: no log_prob"
-        raise ValueError(f"flow: got {given}; allowed: a flow or priors.Linear")
-    x = x.detach().clone().requires_grad_()
-    (score,) = torch.autograd.grad(flow.log_prob(x).sum(), x)  # type: ignore[attr-defined]
-    return (x + std**2 * score).detach()

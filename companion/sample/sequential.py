@@ -131,7 +131,8 @@ def smc(
             raise ValueError(f"checkpoint: got {path.name} of another energy; allowed: this run's, or a new file")
     while len(going := (beta < 1).nonzero()[:, 0]):
         rise = torch.stack([_rise(misfit[k], float(1 - beta[k]), ess * particles) for k in going])
-        weights = -rise[:, None] * misfit[going]
+        # an infinite misfit has no weight at any rise, one too small for the dtype included, where 0 · ∞ is no number
+        weights = torch.where(misfit[going].isinf(), -torch.inf, -rise[:, None] * misfit[going])
         log_evidence[going] += weights.logsumexp(1) - torch.tensor(particles, device="cpu").log()
         beta[going] = torch.where(rise >= 1 - beta[going], 1.0, beta[going] + rise)
         chosen = [_resample(w.softmax(0), sources[k]) for k, w in zip(going.tolist(), weights, strict=True)]

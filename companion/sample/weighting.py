@@ -26,6 +26,11 @@ def calibrated(discriminator: Callable[[Tensor], Tensor], real: Tensor, generate
     if logits[0].min() >= logits[1].max() or logits[0].max() <= logits[1].min():
         raise ValueError("real: got images that d tells from all generated ones; allowed: sets that overlap in d")
 
+    # in a unit and from a middle of their own: the minimiser stops by the size of a gradient
+    every = np.concatenate(logits)
+    middle, width = every.mean(), every.std()
+    logits = [(d - middle) / width for d in logits]
+
     def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
         """Mean log loss of either class, and its gradient in scale and bias."""
         value, gradient = 0.0, np.zeros(2)
@@ -36,7 +41,8 @@ def calibrated(discriminator: Callable[[Tensor], Tensor], real: Tensor, generate
             gradient += [(wrong * d).mean(), wrong.mean()]
         return value, gradient
 
-    scale, bias = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+    slope, level = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+    scale, bias = slope / width, level - slope * middle / width
     return LogRatio(discriminator, float(scale), float(bias))
 
 

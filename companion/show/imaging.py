@@ -121,6 +121,10 @@ def pictures(
     row_labels, width
         As for :func:`images`, whose errors are these too.
     """
+    if "truth" in estimates:
+        raise ValueError(
+            "estimates: got one named 'truth'; allowed: other names, as the true images are the first column"
+        )
     columns = {name: _unit(batch)[:first] for name, batch in {"truth": truth, **estimates}.items()}
     true = columns["truth"]
     if where is not None and where.dim() == len(true.shape) and len(where) > 1:

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
-
 from companion import evaluate
 from companion.show.output import emit, figure_html, text
 from companion.show.theme import LABELS
@@ -72,7 +70,7 @@ def _grouped(rows: Mapping[str, Any]) -> Iterator[tuple[str | None, Mapping[str,
 
 def _cells(name: str, values: Any, form: str, columns: int) -> list[str]:
     """The cells of a row, as words; ValueError where they are not one for each column."""
-    if isinstance(values, np.ndarray) and values.ndim == 2:
+    if getattr(values, "ndim", 0) == 2:
         values = [evaluate.interval(each) for each in values.T]
     cells = ["" if value is None else value if isinstance(value, str) else f"{value:{form}}" for value in values]
     if len(cells) != columns:

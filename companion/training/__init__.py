@@ -3,6 +3,7 @@
 from companion.training.criteria import (
     Adversarial,
     Criterion,
+    DenoisingScoreMatching,
     Elbo,
     Likelihood,
     PointLikelihood,

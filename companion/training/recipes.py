@@ -20,11 +20,18 @@ from companion.priors.checkpoint import read_tensors
 from companion.priors.networks import count_parameters
 from companion.priors.pixels import PixelMap
 from companion.training import distributed
-from companion.training.criteria import Adversarial, Criterion, Elbo, Likelihood, SmoothedLikelihood
+from companion.training.criteria import (
+    Adversarial,
+    Criterion,
+    DenoisingScoreMatching,
+    Elbo,
+    Likelihood,
+    SmoothedLikelihood,
+)
 from companion.training.criteria import WeightNormLikelihood as WeightNorm
 from companion.training.loop import fit
 from companion.training.schedule import LearningCurve, Schedule
-from companion.training.state import as_pixels, averaged
+from companion.training.state import as_pixels, averaged, digest
 
 _QUICK: dict[str, Any] = dict(steps=20, warm_up=5, checkpoint_every=10, validate_every=20, patience=None)
 
@@ -63,11 +70,14 @@ class Covariance:
 # Laptop: for one core of a 2020s processor; flows 15 to 25 minutes, VAEs 4, GANs 8. Overnight: at most 6 hours there.
 _PHOTOS = Schedule(steps=6000, batch_size=32, learning_rate=1e-3, warm_up=200, average=0.999, augment=("flip",))
 _PHOTOS_64 = replace(_PHOTOS, steps=4000, batch_size=16)
+_SCORE = replace(_PHOTOS, clip=1.0)
 _EUROSAT = replace(_PHOTOS, steps=3000, validate_every=250, patience=6)  # 4,500 images: more epochs would overfit
 _DRAWINGS = replace(_PHOTOS, steps=12_000, learning_rate=2e-3, augment=(), checkpoint_every=500, validate_every=1000)
 _VAE = Schedule(steps=12_000, batch_size=100, learning_rate=1e-3, average=0.999, validate_every=1000)
 _GAN = Schedule(steps=6000, batch_size=64, learning_rate=2e-4, warm_up=0, decay=False, average=0.0, validate_every=1000)
 _ANY_PHOTO = ("flip", "turn", "colours", "brightness")
+# what fits a flow of noisy photographs on, to values or to gradients alike
+_FROM_NOISY: Changes = dict(steps=7000, batch_size=16, augment=("flip", "turn"), validate_every=500)
 _NIGHT: Changes = dict(average=0.9995, precision="mixed", checkpoint_every=500, validate_every=1000)
 
 _GLOW_28 = partial(Glow, shape=(1, 28, 28), levels=2)
@@ -91,7 +101,12 @@ _GLOW_PHOTOS_32: Budgets = dict(
     ),
 )
 _GLOW_PHOTOS_32_NOISY: Budgets = _GLOW_PHOTOS_32 | dict(
-    laptop=(_LARGE | dict(steps=12), dict(steps=2000, learning_rate=3e-4, validate_every=250, precision="mixed"))
+    laptop=(_LARGE | dict(steps=12), dict(steps=2000, learning_rate=3e-4, validate_every=250, precision="mixed")),
+    overnight=(_LARGE | dict(steps=12), _FROM_NOISY),  # best begun at the laptop profile's weights
+)
+_GLOW_PHOTOS_32_SCORE: Budgets = _GLOW_PHOTOS_32 | dict(
+    laptop=(_LARGE | dict(steps=12), _FROM_NOISY | dict(steps=1500, validate_every=250)),
+    overnight=(_LARGE | dict(steps=12), _FROM_NOISY),
 )
 _GLOW_EUROSAT: Budgets = dict(
     quick=(dict(steps=2, width=16), {}),
@@ -148,6 +163,10 @@ RECIPES: dict[str, Recipe] = {
     # noisy photographs, for Tweedie's formula; best begun at the weights of glow-photos32
     "glow-photos32-noisy": Recipe(
         "photographs", 32, SmoothedLikelihood, _GLOW_32, _PHOTOS, _GLOW_PHOTOS_32_NOISY, "photos"
+    ),
+    # the same fitted to the gradients that Tweedie's formula takes; best begun at the weights of glow-photos32-noisy
+    "glow-photos32-score": Recipe(
+        "photographs", 32, DenoisingScoreMatching, _GLOW_32, _SCORE, _GLOW_PHOTOS_32_SCORE, "photos"
     ),
     "glow-eurosat32": Recipe("eurosat", 32, Likelihood, _GLOW_32, _EUROSAT, _GLOW_EUROSAT),
     "glow-photos64": Recipe("photos", 64, Likelihood, _GLOW_64, _PHOTOS_64, _GLOW_PHOTOS_64),
@@ -222,6 +241,7 @@ def train_recipe(
     criterion = recipe.criterion()
     facts |= {"settings": asdict(schedule), "seed": schedule.seed}
     if export:
+        _same_pictures(running, train)
         model = averaged(running)
         curve = LearningCurve(**read_tensors(running)[1]["progress"]["curve"])
         return save(model, path, facts | _card(model, criterion, curve, model.card["step"], test))
@@ -247,6 +267,12 @@ def train_recipe(
             return path
 
         return distributed.from_first(store)
+
+
+def _same_pictures(running: Path, train: Tensor) -> None:
+    """ValueError where the state of a training was written with other images: its card would name the wrong ones."""
+    if read_tensors(running)[1].get("data") != digest(train):
+        raise ValueError(f"export: {running.name} was written with another data; allowed: the pictures of its training")
 
 
 def _source(

@@ -25,6 +25,11 @@ def as_pixels(images: Tensor, like: Tensor) -> Tensor:
     return images.to(like) / (255.0 if images.dtype == torch.uint8 else 1.0)
 
 
+def digest(images: Tensor) -> str:
+    """What tells the images of a training from others."""
+    return _support.sha256(f"{images.dtype} {tuple(images.shape)}", images)
+
+
 class State:
     """Everything that a checkpoint of a running training holds."""
 
@@ -33,7 +38,7 @@ class State:
         self.step = 0
         self.curve = LearningCurve()
         self.best_score, self.waited = math.inf, 0
-        self.data = _support.sha256(f"{images.dtype} {tuple(images.shape)}", images)  # a run goes on with these alone
+        self.data = digest(images)  # a run goes on with these alone
         criterion.prepare(model, self._batch(images)[0], _support.generator(schedule.seed, "first batch"))
         distributed.copy_from_first(model.state_dict().values())
         self.optimisers = criterion.optimisers(model, schedule)

@@ -116,6 +116,13 @@ def test_a_model_without_an_affine_layer_cannot_be_aimed() -> None:
         aim(problem, MsIGN(problem.field, steps=1), 100)
 
 
+@pytest.mark.parametrize(("samples", "moves"), [(2, 0), (8, 1)])
+def test_moments_of_no_more_samples_than_directions_are_refused(samples: int, moves: int) -> None:
+    problem = Synthetic(2)
+    with pytest.raises(ValueError, match=rf"samples \(pool\): got {samples}.*; allowed: more than .* rank, 2"):
+        aim(problem, MsIGN(problem.field, steps=1, rank=2), samples, moves=moves)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_gradients_are_taken_whatever_mode_the_caller_is_in(mode) -> None:
     problem, coarse = Synthetic(4), Synthetic(4).coarsen()  # made outside, as what a mode makes stays in it

@@ -300,6 +300,29 @@ def test_magnitudes_lose_the_phase_of_real_and_of_complex_measurements():
     assert not gradient.any()  # not NaN
 
 
+@pytest.mark.parametrize("kind", ["alone", "composed", "per image"])
+def test_magnitudes_of_real_pairs_are_those_of_complex_numbers(kind):
+    x, mask = normal_images(2, 5, 6), torch.rand(5, 6, generator=torch.Generator().manual_seed(0)) > 0.5
+    linear = measure.Fourier(mask, channels=2, domain="real")
+    if kind == "composed":
+        linear = measure.LinearComposition(linear, measure.Identity((2, 5, 6), "real"))
+    if kind == "per image":
+        linear = measure.PerImage([linear] * 3)
+    operator = measure.PhaseRetrieval(linear)
+    spectrum = np.fft.fftshift(np.fft.fft2(x.numpy(), norm="ortho"), (-2, -1))[..., mask.numpy()]
+    np.testing.assert_allclose(operator(x), np.abs(spectrum) ** 2, rtol=1e-10, atol=1e-12)
+    assert operator.output_shape == (2, int(mask.sum()))
+    assert measure.Problem(operator, measure.GaussianNoise(0.1)).observe(x).shape == operator(x).shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_frequencies_of_sixteen_bits(dtype):
+    x, operator = normal_images(1, 5, 6), measure.Fourier(torch.ones(5, 6, dtype=torch.bool), domain="real")
+    y = operator(x.to(dtype))
+    assert y.dtype == operator.adjoint(y).dtype == dtype
+    torch.testing.assert_close(y.double(), operator(x), atol=0.05, rtol=0.05)
+
+
 def normal_images(*shape):
     return torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -348,6 +371,7 @@ def test_apply_lets_nan_through_where_a_call_refuses_it():
         (lambda: measure.Identity("3x4"), "shape: got '3x4'"),
         (lambda: measure.Mask(torch.ones(3, 4)), "mask: got torch.float32 .*mask > 0.5"),
         (lambda: measure.Mask(torch.zeros(3, 4, dtype=torch.bool)), r"mask: got \[0\] measured values"),
+        (lambda: measure.Mask(torch.ones(1, 0, 4, dtype=torch.bool)), r"mask: got torch.bool \(1, 0, 4\)"),
         (
             lambda: measure.Mask(torch.eye(4).view(2, 1, 2, 4) > torch.eye(2)[:, :1, None, None] - 1e-9),
             "measured values",

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -192,3 +193,17 @@ def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message) as error:
         pseudo_inverse(**{"operator": measure.Gaussian(SHAPE, 10, 0), "y": draws(2, 10), **change})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", [lasso, partial(tv, weight=0.01)])
+def test_an_image_with_an_operator_of_its_own_is_recovered_as_alone(method):
+    """Its step comes from the norm of its own operator, found without a look at its neighbours."""
+    operators = [measure.Gaussian((1, 6, 5), 20, seed=k) for k in range(3)]
+    truth = torch.rand(3, 1, 6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    together = measure.PerImage(operators)
+    y = together(truth)
+    found = method(together, y)
+    for k in range(3):
+        alone = method(measure.PerImage(operators[k : k + 1]), y[k : k + 1])
+        torch.testing.assert_close(found.x[k : k + 1], alone.x, atol=1e-10, rtol=1e-10)
+        assert found.evaluations[k] == alone.evaluations[0]

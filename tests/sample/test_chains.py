@@ -252,8 +252,19 @@ def test_diagnostics_tell_independent_draws_from_stuck_chains():
     assert found.rhat[0].max() < 1.01 and found.rhat[1].max() > 1.3 and found.rhat[2].max() > 1000
     text = str(found).splitlines()
     assert "image 0: converged" in text[0] and all("has not converged" in line for line in text[1:])
-    with pytest.raises(ValueError, match="draws: got 3"):
+    with pytest.raises(ValueError, match="draws: got 3; allowed: at least 4"):
         chains_of(samples[:3]).diagnostics()
+
+
+def test_a_chain_alone_is_judged_by_its_halves():
+    samples = normal(4000, 3, 1, 2)
+    samples[2000:, 1] += 1  # it drifts
+    samples[:, 2] = 0.5  # it never moves
+    found = chains_of(samples).diagnostics()
+    assert found.converged.tolist() == [True, False, False]
+    assert found.rhat[0].max() < 1.01 and found.rhat[1].max() > 1.1 and found.rhat[2].max() > 1000
+    with pytest.raises(ValueError, match="draws: got 7; allowed: at least 8"):
+        chains_of(samples[:7]).diagnostics()
 
 
 def test_effective_sample_size_of_an_autoregression():
@@ -311,16 +322,6 @@ def test_estimates_are_means_of_images():
     torch.testing.assert_close(chains.estimate(prior, "last"), x[-1].mean(1))
 
 
-def test_tweedie_is_the_mean_of_the_clean_image_given_the_noisy_one():
-    """Clean ~ N(0, C), noisy = clean + N(0, s² I): E[clean | noisy] = C (C + s² I)⁻¹ noisy."""
-    weight, s = normal(4, 4), 0.4
-    clean = weight @ weight.T
-    noisy = clean + s**2 * torch.eye(4)
-    x = normal(3, 4, seed=1)
-    found = sample.tweedie(priors.Linear(torch.linalg.cholesky(noisy)), x, s)
-    torch.testing.assert_close(found, x @ torch.linalg.solve(noisy, clean))
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_gradients_are_taken_whatever_mode_starts_come_from(mode):
     case, flow = LinearGaussian.of(), priors.Linear(torch.eye(3).double())
@@ -367,7 +368,6 @@ def test_what_works_for_an_energy_of_a_prior_alone_says_so():
         (lambda: sample.annealed_langevin(plain, z, step=0.1), "energy: got function"),
         (lambda: sample.gauss_newton(case.energy, normal(2, 3)), "z: got 2 rows; allowed: 1"),
         (lambda: sample.hmc(case.energy, z, metric=torch.eye(3)), "metric: got Tensor"),
-        (lambda: sample.tweedie(priors.GAN(), normal(1, 3), 0.1), "flow: got GAN, which has no density"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from sampling_cases import LinearGaussian, normal
-from scipy import integrate
+from scipy import integrate, stats
 
 from companion import measure, priors, sample
 from companion.energy import Energy, LatentNorm, NoiseMisfit
@@ -87,6 +87,30 @@ def test_a_checkpoint_of_another_energy_with_the_same_start_is_refused(tmp_path)
     sample.smc(energy(measure.Identity((1,))), particles=40, seed=1, checkpoint=path)
     with pytest.raises(ValueError, match="checkpoint: got particles of another energy"):
         sample.smc(energy(Clamped((1,), (1,), "real")), particles=40, seed=1, checkpoint=path)
+
+
+class Beyond:
+    """z as it is, but infinite below `bound` in its first coordinate."""
+
+    shape, latent_dim = (2,), 2
+
+    def __init__(self, bound):
+        self.bound = bound
+
+    def decode(self, z):
+        return torch.where(z[:, :1] < self.bound, torch.inf, z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bound", [-1.0, 1.0])  # 16 and 84 % of the prior have an infinite misfit
+def test_smc_takes_particles_of_infinite_misfit_for_impossible(bound, dtype):
+    """Evidence ∫ N(0; z, I) N(z; 0, I) over z₁ >= bound: the tail of N(0, ½) times the density of N(0, 2 I) at 0."""
+    problem = measure.Problem(measure.Identity((2,), "real"), measure.GaussianNoise(1.0))
+    energy = Energy(Beyond(bound), NoiseMisfit(problem, torch.zeros(1, 2, dtype=dtype)), LatentNorm(0.5, squared=True))
+    found = sample.smc(energy, particles=1000, moves=5, seed=1)
+    expected = stats.norm.logsf(bound, scale=0.5**0.5) + 2 * stats.norm.logpdf(0, scale=2**0.5)
+    assert float(found.log_evidence) == pytest.approx(expected, abs=0.3)
+    assert (found.samples[..., 0] >= bound).all()
 
 
 def test_smc_keeps_both_modes_and_a_chain_does_not():

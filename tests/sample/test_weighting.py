@@ -37,6 +37,14 @@ def test_calibration_recovers_scale_and_bias(scale, bias):
     torch.testing.assert_close(found(x), torch.as_tensor(ratio)[:, 0], rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_calibration_is_the_same_in_any_unit_of_the_discriminator(unit):
+    real, generated, x = drawn(4000, 0, SHIFT, WIDTH), drawn(4000, 1), drawn(5, 2)
+    expected = sample.calibrated(best, real, generated)
+    found = sample.calibrated(lambda x: unit * (best(x) + 7), real, generated)
+    torch.testing.assert_close(found(x), expected(x), atol=1e-4, rtol=1e-4)
+
+
 def test_calibration_is_scikit_learns_logistic_regression():
     real, generated = drawn(150, 3, 0.5), drawn(60, 4)
     found = sample.calibrated(lambda x: x[:, 0], real, generated)

@@ -4,11 +4,12 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from companion import _support
-from companion.priors import GAN, VAE, PointFlow, Prior, RealNVP
+from companion import _support, sample
+from companion.priors import GAN, VAE, Glow, PointFlow, Prior, RealNVP
 from companion.training import (
     Adversarial,
     Criterion,
+    DenoisingScoreMatching,
     Elbo,
     Likelihood,
     PointLikelihood,
@@ -44,8 +45,12 @@ def weight_norm() -> tuple[Prior, Criterion, torch.Tensor]:
     return flow, WeightNormLikelihood(0.1), images(12, (1, 4, 4))
 
 
+def score() -> tuple[Prior, Criterion, torch.Tensor]:
+    return Glow((1, 4, 4), levels=1, steps=1, width=3), DenoisingScoreMatching(0.2), images(12, (1, 4, 4))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [adversarial, elbo, points, weight_norm])
+@pytest.mark.parametrize("make", [adversarial, elbo, points, weight_norm, score])
 def test_a_killed_training_ends_as_an_unbroken_one(make, tmp_path, monkeypatch):
     model, criterion, data = make()
     whole = fit(model, data, criterion, SHORT, validation=data, progress=False)
@@ -147,6 +152,49 @@ def test_sliced_wasserstein_is_scipys_distance_along_each_direction():
     assert sliced_wasserstein(x, x.flip(0)) == 0
     with pytest.raises(ValueError, match="y: got shape"):
         sliced_wasserstein(x, y[:3])
+
+
+def test_score_matching_measures_the_power_of_the_noise_that_tweedie_s_formula_leaves():
+    flow, criterion, x = score()
+    flow.double().initialise(x.double())
+    noisy, noise = criterion.inputs(flow, x.double(), torch.Generator().manual_seed(0))
+    clean = noisy - 0.2 * noise
+    assert (clean - x).abs().max() < 1 / 255
+    left = (sample.tweedie(flow, noisy, 0.2) - clean).square().flatten(1).mean(1)
+    torch.testing.assert_close(criterion.surprise(flow, noisy, noise), left / 0.2**2)
+    with torch.no_grad():  # as the score of validation is taken
+        assert not criterion.surprise(flow, noisy, noise).requires_grad
+    value = criterion.score(flow, x.double())
+    assert value == criterion.score(flow, x.double())  # the noise of validation is fixed
+    assert value > 0
+
+
+def test_score_matching_is_least_at_the_density_of_noisy_images():
+    """Clean ~ N(0, c), noisy ~ N(0, c + σ²): a model N(0, v) is best at v = c + σ² (Vincent 2011), by a closed form."""
+    c, s, draw = 0.5, 0.4, torch.Generator().manual_seed(0)
+    noise = torch.randn(200_000, 1, generator=draw, dtype=torch.float64)
+    noisy = c**0.5 * torch.randn(200_000, 1, generator=draw, dtype=torch.float64) + s * noise
+    criterion = DenoisingScoreMatching(s)
+    for v in (0.5, c + s**2, 0.9):
+        spread = torch.tensor([[v**0.5]], dtype=torch.float64, requires_grad=True)
+        mean = criterion.surprise(_Normal(spread), noisy, noise).mean()
+        shrinkage = s**2 / v  # what Tweedie's formula takes away of the noisy value
+        expected = (shrinkage**2 * (c + s**2) - 2 * shrinkage * s**2 + s**2) / s**2
+        assert float(mean.detach()) == pytest.approx(expected, rel=0.02)
+        (slope,) = torch.autograd.grad(mean, spread)  # through the gradient of log p
+        by_hand = (2 * shrinkage * (c + s**2) / s**2 - 2) * (-2 * s**2 / v**1.5)
+        assert float(slope) == pytest.approx(by_hand, abs=0.03)
+
+
+class _Normal(torch.nn.Module):
+    """N(0, spread²) with a spread that can be learned."""
+
+    def __init__(self, spread: torch.Tensor) -> None:
+        super().__init__()
+        self.spread = spread
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        return -0.5 * (x / self.spread).square().flatten(1).sum(1) - self.spread.log().squeeze()
 
 
 def test_a_negative_penalty_is_refused():

@@ -528,6 +528,9 @@ def test_a_running_training_is_exported(shop, monkeypatch):
     exported = priors.load("small")
     assert exported.card["steps"] == 2 and same_weights(exported, training.averaged(running)) and running.exists()
     assert training.quality(shop).endswith("after 2 steps")
+    monkeypatch.setattr(data, "load", lambda name, split, size: SimpleNamespace(images=photos()[1:]))
+    with pytest.raises(ValueError, match=r"export: small\.laptop\.training was written with another data"):
+        training.train_recipe("small", "laptop", export=True)
 
 
 # --- mixed precision
