@@ -129,7 +129,7 @@ def synthetic(settings: Settings, context: Context) -> tuple[dict, dict]:
     profiles={
         "quick": Climb(**vars(QUICK) | {"plain_scales": 2, "plain_decay": 1.0}),
         # 8·10⁵ forward simulations in all, the paper's budget
-        "laptop": Climb(**vars(LAPTOP) | {"draws": 2, "plain_scales": 6, "plain_iterations": 145, "plain_decay": 0.5}),
+        "laptop": Climb(**vars(LAPTOP) | {"draws": 3, "plain_scales": 6, "plain_iterations": 145, "plain_decay": 0.5}),
     },
     tolerances=TOLERANCES,
 )
